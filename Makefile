@@ -1,0 +1,81 @@
+# One virtual environment serves every target; it is made on first use and kept until what it is made from changes.
+#
+#   make test            lint, types, layers and the fast tests
+#   make test-all        all of that and the slow, distributed, sanitizer and chaos tests
+#   make test-gpu        the tests that need a CUDA device or Transformer Engine
+#   make demo            a first run, start to finish, on any laptop
+#
+# Where a CUDA build of torch is installed already (an NGC image, a cluster's module), keep it:
+#   make test PYTHON=python3 VENV_FLAGS=--system-site-packages
+
+VENV       ?= .venv
+VENV_FLAGS ?=
+PYTEST_ARGS ?=
+# The first interpreter that runs and is new enough: a name on PATH may be a shim without a Python behind it.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo "$$p"; break; fi; done)
+
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
+STAMP  := $(VENV)/.installed
+SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*.cu csrc/*.cuh)
+
+.DEFAULT_GOAL := install
+.DELETE_ON_ERROR:
+.PHONY: install demo test test-all test-gpu lint format clean
+
+install: $(STAMP)
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || \
+		{ echo "make: found no Python 3.11 or newer; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "==> making $(VENV) with $(PYTHON)"
+	@"$(PYTHON)" -m venv $(VENV_FLAGS) "$(VENV)"
+
+# Order-only on the interpreter: its own date says nothing about what is installed.
+$(STAMP): constraints.txt pyproject.toml setup.py $(SOURCES) | $(BIN)/python
+	@echo "==> 1/4 build tools"
+	@$(PIP) install -c constraints.txt setuptools wheel pybind11
+	@if grep -qs 'include-system-site-packages = true' "$(VENV)/pyvenv.cfg" \
+		&& $(BIN)/python -c 'import torch' 2>/dev/null; then \
+		echo "==> 2/4 torch: keeping the system's" && \
+		echo "==> 3/4 dependencies, by the ranges of pyproject.toml" && \
+		$(PIP) install --no-build-isolation --editable '.[dev]'; \
+	else \
+		echo "==> 2/4 torch (the first time: minutes)" && \
+		$(PIP) install -c constraints.txt torch && \
+		echo "==> 3/4 dependencies, as pinned in constraints.txt" && \
+		$(PIP) install --no-build-isolation -r constraints.txt; \
+	fi
+	@echo "==> 4/4 megatron_vlm and its native operators"
+	@$(PIP) install --no-build-isolation --no-deps --editable .
+	@$(BIN)/python -c 'from megatron_vlm.ops.native import native_operators; native_operators()'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo/run.py
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-all: lint
+	$(BIN)/python -m pytest -m "not gpu and not te" $(PYTEST_ARGS)
+
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m "gpu or te" $(PYTEST_ARGS)
+
+# The virtual environment stays, without its stamp: the next target installs again what is missing.
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -f megatron_vlm/_native*.so $(STAMP)
+	find megatron_vlm tests examples benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,73 @@
+"""Entry point of `megatron-vlm`.
+
+Only the verb that was asked for is imported, so that `megatron-vlm --help` answers without torch.
+A verb is a module of this package with `add_arguments(parser)` and `run(args) -> int` (the exit code). One that takes
+configuration overrides (`--section.field VALUE`) says `TAKES_OVERRIDES = True` and finds them in `args.overrides`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from megatron_vlm import __version__
+from megatron_vlm.errors import UserError
+
+#: verb -> (module under megatron_vlm.cli, one line for --help), in the order in which a new user meets them
+VERBS: dict[str, tuple[str, str]] = {
+    "preprocess": ("preprocess", "turn captioned pictures (WebDataset tars) or text (jsonl) into .bin/.idx"),
+    "train-tokenizer": ("train_tokenizer", "train a byte-level BPE tokenizer on captions and text"),
+    "inspect": ("inspect", "show what a .bin/.idx dataset or a checkpoint holds"),
+    "config": ("config", "print a resolved configuration, or explain every field"),
+    "train": ("train", "pre-train a model; images enter where the curriculum says"),
+    "evaluate": ("evaluate", "held-out loss by modality, blind control, four-way naming of pictures"),
+}
+
+
+def build_parser(verb: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="megatron-vlm",
+        description="Pre-train vision-language models on megatron-core, with images introduced at any point of the run.",
+        epilog="megatron-vlm VERB --help tells what a verb takes.  A first run: make demo.",
+    )
+    parser.add_argument("--version", action="version", version=f"megatron-vlm {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, (module_name, summary) in VERBS.items():
+        sub = verbs.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if name == verb:
+            module = importlib.import_module(f"megatron_vlm.cli.{module_name}")
+            sub.description = module.__doc__
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run, takes_overrides=getattr(module, "TAKES_OVERRIDES", False))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Exit codes: 0 done, 1 the run failed, 2 bad arguments or input, others are the verb's own."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    verb = next((a for a in argv if not a.startswith("-")), None)
+    parser = build_parser(verb)
+    args, rest = parser.parse_known_args(argv)
+    if rest and not args.takes_overrides:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.overrides = rest
+    try:
+        return int(args.run(args))
+    except UserError as error:
+        print(f"megatron-vlm {args.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"megatron-vlm {args.verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Finding the native extension, and telling the user once when there is none that fits."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+from typing import Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+#: the `INTERFACE` of csrc/module.cpp that this package was written against
+EXPECTED_INTERFACE = 1
+
+
+class NativeOperators(Protocol):
+    """What `megatron_vlm._native` offers; the operators of this package call it, and check their input
+    first."""
+
+    INTERFACE: int
+
+    def assemble_packs(
+        self,
+        ids: list[npt.NDArray[np.int32]],
+        modality: npt.NDArray[np.uint8],
+        loss_from: npt.NDArray[np.int64],
+        segments_per_pack: npt.NDArray[np.int64],
+        sequence_length: int,
+        image_token_id: int,
+        pad_id: int,
+        tokens: npt.NDArray[np.int64],
+        labels: npt.NDArray[np.int64],
+        loss_mask: npt.NDArray[np.float32],
+        position_ids: npt.NDArray[np.int64],
+        label_modality: npt.NDArray[np.uint8],
+    ) -> tuple[npt.NDArray[np.int32], int, npt.NDArray[np.int64]]: ...
+
+
+@functools.cache
+def native_operators() -> NativeOperators | None:
+    """Return the native extension, or None where it is missing or was built from other sources.
+
+    The first call that finds none warns (`RuntimeWarning`) with the reason and the remedy; results are the
+    same either way, only slower.
+    """
+    try:
+        module = importlib.import_module("megatron_vlm._native")
+    except ImportError as error:
+        _warn(str(error))
+        return None
+    found = getattr(module, "INTERFACE", None)
+    if found != EXPECTED_INTERFACE:
+        _warn(f"{module.__file__} has interface {found}, but this package needs {EXPECTED_INTERFACE}")
+        return None
+    return cast(NativeOperators, module)
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"megatron_vlm runs without its native operators: {reason}. Slower numpy code serves in their place. "
+        "To build them, install a C++17 compiler and run: pip install --no-build-isolation --no-deps -e . "
+        "in a checkout of megatron_vlm (or `make` there)",
+        RuntimeWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,125 @@
+"""The command itself: fast help without heavy imports, exit codes, and one verb imported at a time."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+
+from megatron_vlm import __version__
+from megatron_vlm.cli import main as cli
+from megatron_vlm.errors import DataError
+
+COMMAND = [sys.executable, "-m", "megatron_vlm.cli.main"]
+
+
+def imported_by(*arguments: str) -> set[str]:
+    """Top-level names of every module that the command imports in a fresh interpreter."""
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", *COMMAND[1:], *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = re.findall(r"^import time:.*\|\s*([\w.]+)$", result.stderr, flags=re.MULTILINE)
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_imports_nothing_heavy(option):
+    imported = imported_by(option)
+    assert "argparse" in imported, "the import log was not understood"
+    assert imported.isdisjoint({"torch", "numpy", "megatron", "PIL", "tokenizers", "matplotlib", "yaml"})
+
+
+def test_help_answers_at_once():
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([*COMMAND, "--help"], check=True, stdout=subprocess.DEVNULL)
+        best = min(best, time.perf_counter() - start)
+    assert best < 0.3
+
+
+def test_help_names_every_verb(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    for verb, (_, summary) in cli.VERBS.items():
+        assert verb in printed
+        assert summary.split()[0] in printed
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"megatron-vlm {__version__}\n"
+
+
+def test_the_installed_command_is_this_one():
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="megatron-vlm")
+    assert entry.load() is cli.main
+    assert importlib.metadata.version("megatron-vlm") == __version__
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [(["tarin"], "invalid choice: 'tarin'"), ([], "required: VERB"), (["--frob"], "VERB")],
+)
+def test_bad_arguments_exit_2(capsys, argv, message):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(argv)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def greet(monkeypatch):
+    """A verb `greet NAME` whose `run` the test may replace."""
+    module = types.ModuleType("megatron_vlm.cli.greet", doc="Greet someone.")
+    module.add_arguments = lambda parser: parser.add_argument("name")  # type: ignore[attr-defined]
+    module.run = lambda args: 0  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "megatron_vlm.cli.greet", module)
+    monkeypatch.setitem(cli.VERBS, "greet", ("greet", "greet someone"))
+    return module
+
+
+def test_a_verb_gets_its_arguments_and_gives_the_exit_code(greet):
+    seen = []
+    greet.run = lambda args: seen.append(args.name) or 7
+    assert cli.main(["greet", "Ada"]) == 7
+    assert seen == ["Ada"]
+
+
+def test_a_user_error_is_one_line_and_exit_2(greet, capsys):
+    def run(args):
+        raise DataError(f"{args.name}: record 3 is empty; remove it")
+
+    greet.run = run
+    assert cli.main(["greet", "a.jsonl"]) == 2
+    assert capsys.readouterr().err == "megatron-vlm greet: a.jsonl: record 3 is empty; remove it\n"
+
+
+def test_a_defect_keeps_its_traceback(greet):
+    def run(args):
+        raise KeyError("internal")
+
+    greet.run = run
+    with pytest.raises(KeyError, match="internal"):
+        cli.main(["greet", "Ada"])
+
+
+def test_an_interrupt_exits_130(greet, capsys):
+    def run(args):
+        raise KeyboardInterrupt
+
+    greet.run = run
+    assert cli.main(["greet", "Ada"]) == 130
+    assert "interrupted" in capsys.readouterr().err

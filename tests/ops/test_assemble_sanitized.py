@@ -1,0 +1,56 @@
+"""csrc/assemble.cpp under the address and undefined-behaviour sanitizers."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = [
+    pytest.mark.sanitize,
+    pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler"),
+]
+
+
+def compile_driver(target: Path, *sources: Path) -> None:
+    flags = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror"]
+    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    subprocess.run(
+        ["c++", *flags, f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(target)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_no_access_beside_the_buffers(tmp_path):
+    driver = tmp_path / "driver"
+    compile_driver(driver, ROOT / "csrc" / "assemble.cpp", Path(__file__).with_name("assemble_driver.cpp"))
+    result = subprocess.run([driver], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    done, refused = map(int, result.stdout.split())
+    assert done > 300
+    assert refused > 300
+    assert done + refused == 2000
+
+
+def test_the_sanitizer_would_have_told(tmp_path):
+    """The same flags catch a write one element past the end, so that silence above means something."""
+    source = tmp_path / "wrong.cpp"
+    source.write_text(
+        "#include <cstdint>\n#include <memory>\n"
+        "int main(int argc, char**) {\n"
+        "  std::unique_ptr<std::int64_t[]> a(new std::int64_t[4]);\n"
+        "  volatile std::int64_t* p = a.get();\n"
+        "  p[3 + argc] = 1;\n"
+        "}\n"
+    )
+    compile_driver(tmp_path / "wrong", source)
+    result = subprocess.run([tmp_path / "wrong"], capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    # which of the two sanitizers speaks first depends on the compiler
+    assert "heap-buffer-overflow" in result.stderr or "insufficient space" in result.stderr
