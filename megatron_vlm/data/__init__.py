@@ -1,0 +1,1 @@
+"""Data: indexed files, the sources they are made from, and the tokenizer."""

@@ -1,0 +1,141 @@
+"""A dataset as training sees it: documents of expanded token ids, with the places of their pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_vlm.config.data import TokenCounts
+from megatron_vlm.data.indexed_format import IMAGE_MODE
+from megatron_vlm.data.indexed_reader import IndexedReader
+from megatron_vlm.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Positions `start .. start + length` of a document: inputs ids[start : start+length], labels one further."""
+
+    source: int
+    document: int
+    start: int
+    length: int
+
+
+class DocumentSource:
+    """The documents of one indexed dataset, each picture expanded to `image_tokens` placeholders.
+
+    A document of n expanded ids has n - 1 positions: each predicts the id after it. Documents with fewer than 2 ids have
+    none and are left out (`short_documents` counts them).
+
+    Raises:
+        DataError: the dataset was made with another tokenizer, or holds an id outside the vocabulary's range.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reader: IndexedReader,
+        tokens: TokenCounts,
+        image_tokens: int,
+        tokenizer_fingerprint: str | None = None,
+    ) -> None:
+        self.name, self.reader, self.token_counts, self.image_tokens = name, reader, tokens, image_tokens
+        made_with = _tokenizer_of(reader.metadata)
+        if tokenizer_fingerprint and made_with and made_with != tokenizer_fingerprint:
+            raise DataError(
+                f"{reader.prefix} was made with another tokenizer (fingerprint {made_with[:12]}, this run's is "
+                f"{tokenizer_fingerprint[:12]}); preprocess it again, or give its tokenizer with --data.tokenizer"
+            )
+        pictures = reader.document_images()
+        lengths = reader.document_text_tokens() + pictures * image_tokens
+        # a picture at the very end gets an end-of-document after it: each of its rows is then an input position
+        lengths = lengths + _ends_with_picture(reader)
+        usable = lengths >= 2
+        self.short_documents = int((~usable).sum())
+        #: documents that can be trained on, by their number in the dataset
+        self.documents: npt.NDArray[np.int64] = np.flatnonzero(usable)
+        if not len(self.documents):
+            raise DataError(f"{reader.prefix} holds no document of two or more tokens; preprocess something longer")
+        self.positions: npt.NDArray[np.int64] = lengths - 1
+        self.pictures: npt.NDArray[np.int64] = pictures
+        self.has_pictures = bool(pictures.any())
+
+    @cached_property
+    def mean_positions(self) -> float:
+        """Positions of a document, on average."""
+        return float(self.positions[self.documents].mean())
+
+    @cached_property
+    def visual_share(self) -> float:
+        """Share of this source's positions that are picture placeholders."""
+        return float(self.pictures[self.documents].sum() * self.image_tokens / self.positions[self.documents].sum())
+
+    def first_ids_needed(self, document: int) -> int:
+        """Positions that must stay together from the start: up to and with the last picture; 0 without pictures."""
+        if not self.pictures[document]:
+            return 0
+        end = total = 0
+        for sequence in self.reader.document_sequences(document):
+            picture = self.reader.modes[sequence] == IMAGE_MODE
+            total += self.image_tokens if picture else int(self.reader.sequence_lengths[sequence])
+            end = total if picture else end
+        return end
+
+    def ids(self, document: int, start: int, count: int) -> tuple[npt.NDArray[np.int32], list[int]]:
+        """Expanded ids `[start, start + count)` and the sequences of the pictures that begin in that range.
+
+        Raises:
+            DataError: text that holds the image placeholder's id or one outside the vocabulary.
+        """
+        out = np.full(count, self.token_counts.eod_id, np.int32)
+        pictures: list[int] = []
+        at = 0  # position of the sequence in the document
+        for sequence in self.reader.document_sequences(document):
+            picture = self.reader.modes[sequence] == IMAGE_MODE
+            length = self.image_tokens if picture else int(self.reader.sequence_lengths[sequence])
+            begin, end = max(start, at), min(start + count, at + length)
+            if begin < end:
+                place = slice(begin - start, end - start)
+                if picture:
+                    out[place] = self.token_counts.image_token_id
+                    if start <= at:
+                        pictures.append(sequence)
+                else:
+                    text = self.reader.tokens(sequence, begin - at, end - begin)
+                    self._check(text, document)
+                    out[place] = text
+            at += length
+            if at >= start + count:
+                break
+        return out, pictures
+
+    def _check(self, text: npt.NDArray[Any], document: int) -> None:
+        if int(text.max()) >= self.token_counts.vocab_size or int(text.min()) < 0:
+            raise DataError(
+                f"{self.reader.prefix}, document {document}: token id {int(text.max())} is outside the vocabulary of "
+                f"{self.token_counts.vocab_size}; the dataset was made with another tokenizer"
+            )
+        if (text == self.token_counts.image_token_id).any():
+            raise DataError(
+                f"{self.reader.prefix}, document {document}: its text holds the image placeholder's id "
+                f"{self.token_counts.image_token_id}; the dataset was made with another tokenizer"
+            )
+
+
+def _ends_with_picture(reader: IndexedReader) -> npt.NDArray[np.int64]:
+    first, after = reader.document_indices[:-1], reader.document_indices[1:]
+    if not reader.sequence_count:
+        return np.zeros(len(first), np.int64)
+    last = np.maximum(after - 1, 0)
+    return ((after > first) & (reader.modes[last] == IMAGE_MODE)).astype(np.int64)
+
+
+def _tokenizer_of(metadata: dict[str, Any]) -> str | None:
+    tokenizer = metadata.get("tokenizer")
+    if isinstance(tokenizer, dict):
+        return tokenizer.get("fingerprint")
+    return metadata.get("tokenizer_fingerprint")
