@@ -1,0 +1,238 @@
+"""Cross-checks of a configuration against itself and the number of ranks, before anything is built.
+
+Every problem is reported at once; each names the field, the reason and the nearest value that would work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_vlm.config.run import RunConfig
+from megatron_vlm.errors import ConfigError
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _nearest_divisor(n: int, wanted: int) -> int:
+    return min(_divisors(n), key=lambda d: (abs(d - wanted), d))
+
+
+def _nearest_multiple(of: int, wanted: int) -> int:
+    return max(of, round(wanted / of) * of)
+
+
+def _positive(config: RunConfig) -> Iterator[str]:
+    for section, names in {
+        "model.language": ("num_layers", "hidden_size", "num_attention_heads", "vocab_pad_multiple"),
+        "model.vision": ("image_size", "patch_size", "num_layers", "hidden_size", "num_attention_heads"),
+        "model.projector": ("pixel_shuffle",),
+        "data": ("sequence_length", "min_piece", "lookahead"),
+        "parallel": (
+            "tensor_model_parallel_size",
+            "pipeline_model_parallel_size",
+            "virtual_pipeline_model_parallel_size",
+            "timeout_s",
+        ),
+        "schedule": ("micro_batch_size", "global_batch_size"),
+    }.items():
+        node: object = config
+        for part in section.split("."):
+            node = getattr(node, part)
+        for name in names:
+            if getattr(node, name) < 1:
+                yield f"{section}.{name}: {getattr(node, name)} must be at least 1"
+
+
+def _model(config: RunConfig) -> Iterator[str]:
+    language, vision = config.model.language, config.model.vision
+    shuffle = config.model.projector.pixel_shuffle
+    for name, part in (("language", language), ("vision", vision)):
+        if part.hidden_size % part.num_attention_heads:
+            yield (
+                f"model.{name}.num_attention_heads: {part.num_attention_heads} does not divide hidden_size "
+                f"{part.hidden_size}; nearest that does: {_nearest_divisor(part.hidden_size, part.num_attention_heads)}"
+            )
+    if language.hidden_size % language.num_attention_heads == 0 and language.head_dim % 2:
+        yield (
+            f"model.language.num_attention_heads: rotary positions need an even head size, and "
+            f"{language.hidden_size} / {language.num_attention_heads} = {language.head_dim}"
+        )
+    if language.num_attention_heads % language.query_groups:
+        yield (
+            f"model.language.num_query_groups: {language.query_groups} does not divide the "
+            f"{language.num_attention_heads} attention heads; nearest that does: "
+            f"{_nearest_divisor(language.num_attention_heads, language.query_groups)}"
+        )
+    if vision.patch_size > vision.image_size:
+        yield f"model.vision.patch_size: {vision.patch_size} is larger than image_size {vision.image_size}"
+    elif vision.grid % shuffle:
+        yield (
+            f"model.projector.pixel_shuffle: {shuffle} does not divide the {vision.grid} x {vision.grid} patches of a "
+            f"picture; nearest that does: {_nearest_divisor(vision.grid, shuffle)}"
+        )
+    if vision.register_tokens and vision.kind != "dinov2":
+        yield f"model.vision.register_tokens: only dinov2 has register tokens, kind is {vision.kind}"
+    if not 0 <= vision.skip_last_layers < vision.num_layers:
+        yield (
+            f"model.vision.skip_last_layers: {vision.skip_last_layers} must be from 0 to {vision.num_layers - 1} "
+            f"with {vision.num_layers} layers"
+        )
+
+
+def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
+    language, vision, parallel = config.model.language, config.model.vision, config.parallel
+    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    vp = parallel.virtual_pipeline_model_parallel_size
+    where = "parallel.tensor_model_parallel_size"
+    for name, value in (
+        ("model.language.num_attention_heads", language.num_attention_heads),
+        ("model.language.num_query_groups", language.query_groups),
+        ("model.language.ffn_hidden_size", language.ffn_width),
+        ("model.vision.num_attention_heads", vision.num_attention_heads),
+        ("model.vision.ffn_hidden_size", vision.ffn_width),
+        ("model.language.vocab_pad_multiple", language.vocab_pad_multiple),
+        ("model.projector.hidden_size", config.model.projector.hidden_size or language.hidden_size),
+    ):
+        if value % tp:
+            yield f"{where}: {tp} does not divide {name} {value}; nearest that does: {_nearest_divisor(value, tp)}"
+    if language.num_layers % (pp * vp):
+        chunks = _nearest_divisor(language.num_layers, pp * vp)
+        sizes = f"pipeline x virtual = {pp} x {vp} = {pp * vp}"
+        yield (
+            f"parallel.pipeline_model_parallel_size: {sizes} does not divide model.language.num_layers "
+            f"{language.num_layers}; nearest number of chunks that does: {chunks}, or "
+            f"{_nearest_multiple(pp * vp, language.num_layers)} layers"
+        )
+    if vp > 1 and pp < 2:
+        yield (
+            "parallel.virtual_pipeline_model_parallel_size: an interleaved schedule needs "
+            "pipeline_model_parallel_size of at least 2; set it to 1"
+        )
+    row = config.schedule.micro_batch_size * config.data.sequence_length
+    if parallel.sequence_parallel and row % tp:
+        yield (
+            f"data.sequence_length: with sequence_parallel, micro_batch_size * sequence_length = {row} must be a multiple "
+            f"of tensor_model_parallel_size {tp}; nearest sequence_length: "
+            f"{_nearest_multiple(tp, config.data.sequence_length)}"
+        )
+    if parallel.sequence_parallel and tp == 1:
+        yield "parallel.sequence_parallel: needs tensor_model_parallel_size above 1; set it to false"
+    if parallel.overlap_param_gather and not parallel.use_distributed_optimizer:
+        yield "parallel.overlap_param_gather: needs use_distributed_optimizer: true"
+    if parallel.overlap_param_gather and not parallel.overlap_grad_reduce:
+        yield "parallel.overlap_param_gather: needs overlap_grad_reduce: true"
+    if world_size % (tp * pp):
+        yield (
+            f"parallel: tensor x pipeline = {tp} x {pp} = {tp * pp} does not divide the {world_size} ranks that were "
+            f"started; start a multiple of {tp * pp} (torchrun --nproc-per-node)"
+        )
+        return
+    dp = world_size // (tp * pp)
+    batch, micro = config.schedule.global_batch_size, config.schedule.micro_batch_size
+    if batch % (micro * dp):
+        yield (
+            f"schedule.global_batch_size: {batch} is not a multiple of micro_batch_size x data-parallel size = "
+            f"{micro} x {dp} = {micro * dp}; nearest that is: {_nearest_multiple(micro * dp, batch)}"
+        )
+    elif vp > 1 and (batch // (micro * dp)) % pp:
+        yield (
+            f"schedule.global_batch_size: the interleaved schedule needs the {batch // (micro * dp)} micro-batches of a "
+            f"rank to be a multiple of pipeline_model_parallel_size {pp}; nearest batch: "
+            f"{_nearest_multiple(micro * dp * pp, batch)}"
+        )
+
+
+def _curriculum(config: RunConfig) -> Iterator[str]:
+    schedule, stages = config.schedule, config.curriculum.stages
+    if (schedule.train_tokens is None) == (schedule.train_steps is None):
+        yield "schedule.train_tokens: give train_tokens or train_steps, one of the two"
+        return
+    if config.total_steps < 1:
+        yield "schedule.train_tokens: the run has no step; give at least one global batch"
+        return
+    if not stages:
+        yield "curriculum.stages: at least one stage is needed"
+        return
+    names = [stage.name for stage in stages]
+    for name in sorted({n for n in names if names.count(n) > 1}):
+        yield f"curriculum.stages: two stages are called {name!r}; names must differ"
+    previous = 0
+    for index, (stage, end) in enumerate(zip(stages, config.stage_ends(), strict=True)):
+        where = f"curriculum.stages.{index} ({stage.name})"
+        if stage.until is not None and stage.until_tokens is not None:
+            yield f"{where}: give until or until_tokens, not both"
+        if stage.until is not None and not 0 < stage.until <= 1:
+            yield f"{where}.until: {stage.until} is a share of the run, above 0 and at most 1"
+        if end <= previous and not (end == previous == 0):
+            yield f"{where}: ends at step {end}, not after the stage before it (step {previous}); raise until"
+        previous = end
+        if not stage.sources:
+            yield f"{where}.sources: name at least one of data.sources: {', '.join(config.data.sources) or '(none given)'}"
+        for source, weight in stage.sources.items():
+            if source not in config.data.sources:
+                known = ", ".join(config.data.sources) or "none"
+                yield f"{where}.sources.{source}: not one of data.sources ({known}); add --data.sources.{source} PREFIX"
+            if weight < 0:
+                yield f"{where}.sources.{source}: weight {weight} is negative"
+        if stage.sources and sum(stage.sources.values()) <= 0:
+            yield f"{where}.sources: the weights sum to 0"
+        if stage.measure == "visual_tokens" and sum(stage.sources.values()) > 1 + 1e-6:
+            total = sum(stage.sources.values())
+            yield f"{where}.sources: with measure visual_tokens the weights are shares and sum to 1; they sum to {total:g}"
+        if stage.lr_policy == "rewarm" and stage.rewarm_steps < 1:
+            yield f"{where}.rewarm_steps: lr_policy rewarm needs at least 1 step"
+    if stages and config.stage_ends()[-1] < config.total_steps:
+        yield (
+            f"curriculum.stages.{len(stages) - 1} ({stages[-1].name}): the last stage ends at step {previous} of "
+            f"{config.total_steps}; leave its until out or set it to 1.0"
+        )
+
+
+def _data(config: RunConfig) -> Iterator[str]:
+    need = config.model.image_tokens + 1
+    if config.data.sequence_length < need:
+        yield (
+            f"data.sequence_length: {config.data.sequence_length} is shorter than the {need - 1} tokens of one picture and "
+            f"a word; at least {need}, or fold patches with model.projector.pixel_shuffle"
+        )
+    if not config.data.tokenizer:
+        yield "data.tokenizer: give the tokenizer that the datasets were made with (--data.tokenizer PATH)"
+
+
+def problems(config: RunConfig, world_size: int) -> list[str]:
+    """Every reason why this configuration cannot run on `world_size` ranks; empty when it can."""
+    found = list(_positive(config))
+    if found:
+        return found
+    return [
+        *_model(config),
+        *_layout(config, world_size),
+        *_curriculum(config),
+        *_data(config),
+        *_schedule(config),
+    ]
+
+
+def _schedule(config: RunConfig) -> Iterator[str]:
+    schedule = config.schedule
+    if schedule.warmup_steps >= max(config.total_steps, 1) and schedule.warmup_steps > 0:
+        yield (
+            f"schedule.warmup_steps: {schedule.warmup_steps} leaves no step after the warm-up in a run of "
+            f"{config.total_steps}; at most {max(config.total_steps - 1, 0)}"
+        )
+    if schedule.min_lr > schedule.lr:
+        yield f"schedule.min_lr: {schedule.min_lr:g} is above schedule.lr {schedule.lr:g}"
+    if not 0 < schedule.wsd_decay_share <= 1:
+        yield f"schedule.wsd_decay_share: {schedule.wsd_decay_share} is a share of the run, above 0 and at most 1"
+    for module in config.optimizer.lr_mult:
+        if module not in ("language", "vision", "projector"):
+            yield f"optimizer.lr_mult.{module}: modules are language, vision and projector"
+
+
+def check(config: RunConfig, world_size: int) -> None:
+    """Raises ConfigError with every problem, one a line, if `config` cannot run on `world_size` ranks."""
+    found = problems(config, world_size)
+    if found:
+        raise ConfigError("this run cannot start:\n" + "\n".join(f"  - {line}" for line in found))

@@ -1,0 +1,123 @@
+"""Shapes of the language model, the vision encoder and the projector between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Normalization = Literal["rmsnorm", "layernorm", "layernorm_gain"]
+Activation = Literal["swiglu", "gelu", "quick_gelu", "gelu_tanh"]
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """The decoder: megatron-core's GPTModel with rotary positions."""
+
+    num_layers: int = 8
+    hidden_size: int = 512
+    num_attention_heads: int = 4
+    #: key/value heads (grouped-query attention); null: as many as attention heads
+    num_query_groups: int | None = None
+    #: null: the SwiGLU width of the open_lm family, 256 * ceil((8 * hidden_size / 3) / 256)
+    ffn_hidden_size: int | None = None
+    normalization: Normalization = "rmsnorm"
+    norm_epsilon: float = 1e-5
+    activation: Activation = "swiglu"
+    #: normalise queries and keys per head before the attention
+    qk_layernorm: bool = True
+    rotary_base: int = 10000
+    untie_embeddings: bool = True
+    dropout: float = 0.0
+    #: the vocabulary is padded to a multiple of this, whatever the tensor-parallel size, so that layouts stay comparable
+    vocab_pad_multiple: int = 128
+    init_method: Literal["normal", "trunc_normal"] = "trunc_normal"
+    #: null: 1 / sqrt(fan_in) of each matrix
+    init_std: float | None = 0.02
+    #: scale the residual-writing matrices by 1 / sqrt(2 * num_layers)
+    depth_scaled_init: bool = True
+
+    @property
+    def ffn_width(self) -> int:
+        if self.ffn_hidden_size is not None:
+            return self.ffn_hidden_size
+        if self.activation == "swiglu":
+            return 256 * -(-(8 * self.hidden_size) // (3 * 256))
+        return 4 * self.hidden_size
+
+    @property
+    def query_groups(self) -> int:
+        return self.num_query_groups or self.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A ViT of megatron-core transformer layers over square pictures.
+
+    `kind` sets what the families differ in: `siglip` (learned positions, no class token, pre-norm), `clip` (class token,
+    a norm before the layers, quick-GELU), `dinov2` (class and register tokens, layer scale).
+    """
+
+    kind: Literal["siglip", "clip", "dinov2"] = "siglip"
+    image_size: int = 64
+    patch_size: int = 8
+    num_layers: int = 4
+    hidden_size: int = 128
+    num_attention_heads: int = 4
+    ffn_hidden_size: int | None = None
+    activation: Activation = "gelu_tanh"
+    norm_epsilon: float = 1e-6
+    #: pixel mean and standard deviation of each channel, in [0, 1]
+    pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    #: dinov2 only
+    register_tokens: int = 0
+    #: features are taken this many layers before the end (LLaVA takes CLIP's last but one: 1)
+    skip_last_layers: int = 0
+    #: a norm after the last layer; false where the features of an inner layer are taken
+    final_norm: bool = True
+
+    @property
+    def ffn_width(self) -> int:
+        return self.ffn_hidden_size or 4 * self.hidden_size
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        return self.grid * self.grid
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens before the patches: the class token and the registers."""
+        return {"siglip": 0, "clip": 1, "dinov2": 1 + self.register_tokens}[self.kind]
+
+
+@dataclass(frozen=True)
+class ProjectorConfig:
+    """From vision features to rows of the language model's input."""
+
+    kind: Literal["linear", "mlp2", "mlp3"] = "mlp2"
+    #: width of the hidden layers; null: the language model's hidden size
+    hidden_size: int | None = None
+    #: fold n x n neighbouring patches into one row (pixel-shuffle); 1: off
+    pixel_shuffle: int = 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+
+    @property
+    def image_tokens(self) -> int:
+        """Rows (placeholders) that one picture takes in the language model's sequence."""
+        side = self.vision.grid // self.projector.pixel_shuffle
+        return side * side

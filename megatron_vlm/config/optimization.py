@@ -1,0 +1,39 @@
+"""Optimiser, learning-rate schedule and length of the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW. Norm gains, biases and other vectors have no weight decay."""
+
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.033
+    clip_grad: float = 1.0
+    #: weight of logsumexp(logits)^2 in the loss
+    z_loss: float = 0.0
+    #: module (language, vision, projector) -> factor on the learning rate
+    lr_mult: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Length, batch and learning rate."""
+
+    micro_batch_size: int = 1
+    global_batch_size: int = 8
+    #: length of the run in positions (packs * sequence_length), rounded up to whole steps; or in steps
+    train_tokens: int | None = None
+    train_steps: int | None = None
+    lr: float = 1e-3
+    min_lr: float = 1e-5
+    warmup_steps: int = 0
+    decay: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    #: wsd: the share of the run at its end over which the learning rate falls to the minimum
+    wsd_decay_share: float = 0.2
+    seed: int = 1234

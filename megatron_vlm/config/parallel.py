@@ -1,0 +1,30 @@
+"""The layout: how ranks share the model and the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Data-parallel size is what is left: world size / (tensor * pipeline)."""
+
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    #: model chunks a pipeline stage (interleaved schedule); 1: plain 1F1B
+    virtual_pipeline_model_parallel_size: int = 1
+    #: split norms and residuals along the sequence between tensor-parallel ranks
+    sequence_parallel: bool = False
+    use_distributed_optimizer: bool = True
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
+    recompute: Literal["none", "selective", "full"] = "none"
+    #: auto: cuda where there is one, else the host platform (gloo ranks on CPU)
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    #: fp32 is the default of the host; bf16 of a GPU
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    #: layers: megatron-core with Transformer Engine kernels, or with PyTorch's own; auto: transformer_engine on CUDA
+    layer_spec: Literal["auto", "host", "transformer_engine"] = "auto"
+    #: seconds after which a collective that one rank does not join ends the run
+    timeout_s: int = 600

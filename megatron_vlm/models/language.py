@@ -1,0 +1,64 @@
+"""The language model: megatron-core's GPTModel, with a z-loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
+from torch import Tensor
+
+
+def vocab_parallel_logsumexp(logits: Tensor) -> Tensor:
+    """logsumexp over a vocabulary that tensor-parallel ranks share: `[s, b, v / tp]` -> `[s, b]` fp32, differentiable."""
+    logits = logits.float()
+    highest = logits.detach().max(dim=-1).values
+    group = parallel_state.get_tensor_model_parallel_group()
+    if group.size() > 1:
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
+    total = reduce_from_tensor_model_parallel_region((logits - highest.unsqueeze(-1)).exp().sum(dim=-1))
+    return total.log() + highest
+
+
+class LanguageModel(GPTModel):
+    """GPTModel whose loss may hold a z-loss, weight * logsumexp(logits)^2 (PaLM, arXiv 2204.02311, section 5)."""
+
+    def __init__(self, *args: Any, z_loss: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.z_loss = z_loss
+        #: weighted z-loss of each token of the last row, `[b, s]`, so that a report can tell it from the cross-entropy
+        self.last_z_loss: Tensor | None = None
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Labels `[b, s]` and this rank's logits `[s, b, v / tp]` -> loss of each token `[b, s]`, fp32."""
+        # the cross-entropy overwrites the logits, so what the z-loss needs of them is taken first
+        z = vocab_parallel_logsumexp(logits) if self.z_loss and self.training else None
+        loss = super().compute_language_model_loss(labels, logits.clone() if z is not None else logits)
+        if z is None:
+            self.last_z_loss = None
+            return loss
+        weighted = self.z_loss * z.square().transpose(0, 1)
+        self.last_z_loss = weighted.detach()
+        return loss + weighted
+
+
+def padded_vocab_size(vocab_size: int, multiple: int) -> int:
+    """The next multiple: independent of the tensor-parallel size, so that every layout has the same model."""
+    return -(-vocab_size // multiple) * multiple
+
+
+def packed_row(cu_seqlens: Tensor, max_seqlen: int) -> Any:
+    """PackedSeqParams of one row of documents; `cu_seqlens` int32 `[documents + 1]`."""
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    cu_seqlens = cu_seqlens.to(torch.int32)
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        max_seqlen_q=max_seqlen,
+        max_seqlen_kv=max_seqlen,
+    )

@@ -1,0 +1,59 @@
+"""From vision features to rows of the language model's input."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_vlm.config.model import ProjectorConfig
+
+
+def pixel_shuffle(features: Tensor, factor: int) -> Tensor:
+    """`[n, g*g, h]` -> `[n, (g/factor)^2, factor^2 * h]`: factor x factor neighbours side by side in one row."""
+    if factor == 1:
+        return features
+    n, patches, hidden = features.shape
+    grid = int(patches**0.5)
+    small = grid // factor
+    x = features.reshape(n, small, factor, small, factor, hidden).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(n, small * small, factor * factor * hidden)
+
+
+class Projector(MegatronModule):
+    """`linear`; `mlp2`: two layers with GELU; `mlp3`: three, for features of two encoders side by side.
+
+    The hidden layer is split over tensor-parallel ranks (column- then row-parallel); a middle layer of `mlp3` and the
+    single matrix of `linear` gather their output. Sequence parallelism does not reach here: rows are whole on each rank.
+    """
+
+    def __init__(self, projector: ProjectorConfig, config: TransformerConfig, input_size: int, output_size: int) -> None:
+        super().__init__(config=config)
+        self.kind = projector.kind
+        self.factor = projector.pixel_shuffle
+        width = projector.hidden_size or output_size
+        size = input_size * self.factor**2
+        shared = {"config": config, "init_method": config.init_method, "bias": True, "skip_bias_add": False}
+        if self.kind == "linear":
+            self.linear_fc1 = ColumnParallelLinear(size, output_size, gather_output=True, **shared)
+            return
+        self.linear_fc1 = ColumnParallelLinear(size, width, gather_output=self.kind == "mlp3", **shared)
+        if self.kind == "mlp3":
+            self.linear_middle = ColumnParallelLinear(width, width, gather_output=False, **shared)
+        self.linear_fc2 = RowParallelLinear(width, output_size, input_is_parallel=True, **shared)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`[pictures, patches, vision hidden]` -> rows `[pictures * image_tokens, language hidden]`."""
+        x = pixel_shuffle(features, self.factor)
+        x = x.reshape(-1, x.size(-1))
+        x, _ = self.linear_fc1(x)
+        if self.kind == "linear":
+            return x
+        x = torch.nn.functional.gelu(x)
+        if self.kind == "mlp3":
+            x, _ = self.linear_middle(x)
+            x = torch.nn.functional.gelu(x)
+        x, _ = self.linear_fc2(x)
+        return x

@@ -1,0 +1,114 @@
+"""Layer specs: the one place where the host and Transformer Engine differ."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.models.vision.vit_layer_specs import get_vit_layer_with_transformer_engine_spec
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from megatron_vlm.config.model import LanguageConfig, VisionConfig
+from megatron_vlm.errors import UserError
+from megatron_vlm.models.host_layers import HostAttention, HostGainLayerNorm, HostLayerNorm, HostRMSNorm
+from megatron_vlm.models.layer_scale import LayerScaleAdd
+
+_HOST_NORMS: dict[str, Any] = {
+    "rmsnorm": HostRMSNorm,
+    "layernorm": HostLayerNorm,
+    "layernorm_gain": HostGainLayerNorm,
+}
+
+
+def choose_layer_spec(wanted: str, device_type: str) -> str:
+    """`auto` -> transformer_engine on CUDA where it imports, else host. Raises UserError for one that cannot run."""
+    try:
+        import transformer_engine.pytorch  # noqa: F401
+
+        present = True
+    except ImportError:
+        present = False
+    if wanted == "transformer_engine" and (device_type == "cpu" or not present):
+        reason = "this run is on CPU ranks" if device_type == "cpu" else "transformer_engine does not import here"
+        raise UserError(f"parallel.layer_spec is transformer_engine, and {reason}; set it to host or auto")
+    if wanted == "auto":
+        return "transformer_engine" if device_type == "cuda" and present else "host"
+    return wanted
+
+
+def language_block_spec(
+    language: LanguageConfig, config: TransformerConfig, layer_spec: str, vp_stage: int | None = None
+) -> TransformerBlockSubmodules:
+    """The layers of this rank's pipeline chunk and the final norm."""
+    count = get_num_layers_to_build(config, vp_stage=vp_stage)
+    if layer_spec == "transformer_engine":
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=language.qk_layernorm)
+        return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=TENorm)
+    norm = _HOST_NORMS[language.normalization]
+    layer = copy.deepcopy(get_gpt_layer_local_spec(qk_layernorm=language.qk_layernorm, normalization=config.normalization))
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = HostAttention
+    if language.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = norm
+    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm
+    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
+
+
+def vision_block_spec(vision: VisionConfig, config: TransformerConfig, layer_spec: str) -> TransformerBlockSubmodules:
+    """ViT layers: every patch sees every patch of its picture."""
+    if layer_spec == "transformer_engine":
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        layer = copy.deepcopy(get_vit_layer_with_transformer_engine_spec())
+        final_norm: Any = TENorm
+    else:
+        layer = ModuleSpec(
+            module=TransformerLayer,
+            submodules=TransformerLayerSubmodules(
+                input_layernorm=HostLayerNorm,
+                self_attention=ModuleSpec(
+                    module=SelfAttention,
+                    params={"attn_mask_type": AttnMaskType.no_mask},
+                    submodules=SelfAttentionSubmodules(
+                        linear_qkv=ColumnParallelLinear,
+                        core_attention=HostAttention,
+                        linear_proj=RowParallelLinear,
+                    ),
+                ),
+                self_attn_bda=get_bias_dropout_add,
+                pre_mlp_layernorm=HostLayerNorm,
+                mlp=ModuleSpec(
+                    module=MLP,
+                    submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+                ),
+                mlp_bda=get_bias_dropout_add,
+            ),
+        )
+        final_norm = HostLayerNorm
+    if vision.kind == "dinov2":
+        scale = ModuleSpec(module=LayerScaleAdd, params={"config": config})
+        layer.submodules.self_attn_bda = layer.submodules.mlp_bda = scale
+    return TransformerBlockSubmodules(layer_specs=[layer] * config.num_layers, layer_norm=final_norm)
+
+
+def vision_norm(layer_spec: str) -> Any:
+    """The norm that CLIP has before its layers."""
+    if layer_spec == "transformer_engine":
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        return TENorm
+    return HostLayerNorm

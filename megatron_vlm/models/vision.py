@@ -1,0 +1,80 @@
+"""The vision encoder: a ViT of megatron-core layers, tensor-parallel, on the first pipeline stage."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import build_module
+from megatron.core.transformer.transformer_block import TransformerBlock
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_vlm.config.model import VisionConfig
+from megatron_vlm.models.specs import vision_block_spec, vision_norm
+from megatron_vlm.ops.patchify import patchify
+
+
+class VisionEncoder(MegatronModule):
+    """Pictures -> one feature row a patch.
+
+    The patch embedding is a matrix product over flattened patches, which is the families' strided convolution; its weight,
+    the positions and the class and register tokens are replicated over tensor-parallel ranks, the layers are split.
+    """
+
+    def __init__(self, vision: VisionConfig, config: TransformerConfig, layer_spec: str) -> None:
+        super().__init__(config=config)
+        self.vision = vision
+        hidden, dtype = vision.hidden_size, config.params_dtype
+        self.patch_embedding = torch.nn.Linear(3 * vision.patch_size**2, hidden, bias=vision.kind != "clip", dtype=dtype)
+        has_class = vision.kind != "siglip"
+        self.position_embeddings = torch.nn.Embedding(vision.patches + has_class, hidden, dtype=dtype)
+        self.class_token = torch.nn.Parameter(torch.zeros(hidden, dtype=dtype)) if has_class else None
+        self.register_tokens = (
+            torch.nn.Parameter(torch.zeros(vision.register_tokens, hidden, dtype=dtype)) if vision.register_tokens else None
+        )
+        self.pre_norm = (
+            build_module(vision_norm(layer_spec), config=config, hidden_size=hidden, eps=vision.norm_epsilon)
+            if vision.kind == "clip"
+            else None
+        )
+        self.decoder = TransformerBlock(
+            config=config,
+            spec=vision_block_spec(vision, config, layer_spec),
+            pre_process=True,
+            post_process=True,
+            post_layer_norm=vision.final_norm,
+        )
+        # no buffers: a bf16 model casts those, and the pixels are normalised in fp32
+        self._pixel_statistics: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def _mean_and_std(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._pixel_statistics:
+            mean, std = (torch.tensor(v, device=device) for v in (self.vision.pixel_mean, self.vision.pixel_std))
+            self._pixel_statistics[device] = (mean, std)
+        return self._pixel_statistics[device]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """
+        Args:
+            pixels: uint8 `[pictures, image_size, image_size, 3]`.
+
+        Returns:
+            features `[pictures, patches, hidden_size]` in the parameters' dtype, patches in reading order.
+        """
+        mean, std = self._mean_and_std(pixels.device)
+        patches = patchify(pixels, self.vision.patch_size, mean, std, self.config.params_dtype)
+        x = self.patch_embedding(patches)
+        positions = self.position_embeddings.weight
+        if self.class_token is not None:
+            x = x + positions[1:]
+            first = (self.class_token + positions[0]).expand(x.size(0), 1, -1)
+            parts = [first]
+            if self.register_tokens is not None:
+                parts.append(self.register_tokens.unsqueeze(0).expand(x.size(0), -1, -1))
+            x = torch.cat([*parts, x], dim=1)
+        else:
+            x = x + positions
+        if self.pre_norm is not None:
+            x = self.pre_norm(x)
+        x = self.decoder(hidden_states=x.transpose(0, 1).contiguous(), attention_mask=None)  # [s, pictures, h]
+        return x[self.vision.prefix_tokens :].transpose(0, 1)

@@ -1,0 +1,159 @@
+"""The vision-language model of one pipeline stage: encoder and projector on the first, language blocks on all."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
+from megatron.core.transformer.enums import ModelType
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
+from megatron_vlm.config.data import TokenCounts
+from megatron_vlm.config.run import RunConfig
+from megatron_vlm.models.language import LanguageModel, padded_vocab_size
+from megatron_vlm.models.projector import Projector
+from megatron_vlm.models.specs import choose_layer_spec, language_block_spec
+from megatron_vlm.models.transformer_configs import language_config, projector_config, vision_config
+from megatron_vlm.models.vision import VisionEncoder
+
+
+class _Untouched(torch.autograd.Function):
+    """Identity on `x` that gives `parameters` zero gradients, so that overlapped gradient reduction sees every bucket
+    filled on ranks whose micro-batches had no picture. Zeros are added to a sum, nothing is averaged over them."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, *parameters: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+        return (grad, *(torch.zeros_like(p) for p in ctx.saved_tensors))
+
+
+class VisionLanguageModel(MegatronModule):
+    """One model chunk. `pre_process` chunks hold the encoder, the projector and the embedding; `post_process` the head.
+
+    A picture's rows take the place of its placeholders (already expanded in the token ids by the data path), so every
+    shape is known before the model sees a batch. Rows of text and pictures alike attend causally.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        tokens: TokenCounts,
+        device_type: str,
+        pre_process: bool = True,
+        post_process: bool = True,
+        vp_stage: int | None = None,
+    ) -> None:
+        model, parallel = config.model, config.parallel
+        transformer = language_config(model, parallel, device_type)
+        super().__init__(config=transformer)
+        self.model_type = ModelType.encoder_or_decoder
+        self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
+        self.share_embeddings_and_output_weights = not model.language.untie_embeddings
+        self._zero_gradients_for_absent_pictures = parallel.overlap_grad_reduce
+        spec = choose_layer_spec(parallel.layer_spec, device_type)
+        self.language_model = LanguageModel(
+            config=transformer,
+            transformer_layer_spec=language_block_spec(model.language, transformer, spec, vp_stage),
+            vocab_size=padded_vocab_size(tokens.vocab_size, model.language.vocab_pad_multiple),
+            max_sequence_length=config.data.sequence_length,
+            pre_process=pre_process,
+            post_process=post_process,
+            share_embeddings_and_output_weights=self.share_embeddings_and_output_weights,
+            position_embedding_type="rope",
+            rotary_base=model.language.rotary_base,
+            # picture rows are written into the whole sequence before it is split, see forward
+            scatter_embedding_sequence_parallel=False,
+            vp_stage=vp_stage,
+            z_loss=config.optimizer.z_loss,
+        )
+        self.vision: VisionEncoder | None = None
+        self.projector: Projector | None = None
+        if pre_process:
+            self.vision = VisionEncoder(model.vision, vision_config(model, parallel, device_type), spec)
+            self.projector = Projector(
+                model.projector,
+                projector_config(model, parallel, device_type),
+                input_size=model.vision.hidden_size,
+                output_size=model.language.hidden_size,
+            )
+
+    def set_input_tensor(self, input_tensor: Tensor) -> None:
+        """Hidden states from the stage before, as megatron-core's schedules hand them over."""
+        self.language_model.set_input_tensor(input_tensor)
+
+    def shared_embedding_or_output_weight(self) -> Tensor:
+        return self.language_model.shared_embedding_or_output_weight()
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """uint8 `[pictures, size, size, 3]` -> rows `[pictures * image_tokens, hidden]`."""
+        assert self.vision is not None
+        assert self.projector is not None
+        if any(p.requires_grad for p in self.vision.parameters()):
+            features = self.vision(pixels)
+        else:
+            with torch.no_grad():  # a frozen encoder keeps no graph
+                features = self.vision(pixels)
+        return self.projector(features)
+
+    def _decoder_input(
+        self, tokens: Tensor, position_ids: Tensor, pixels: Tensor | None, image_slots: Tensor | None
+    ) -> Tensor:
+        x = self.language_model.embedding(input_ids=tokens, position_ids=position_ids)  # [s, b, h]
+        if pixels is not None and pixels.size(0) > 0:
+            rows = self.encode_images(pixels).unsqueeze(1).to(x.dtype)
+            if image_slots is None or image_slots.numel() != rows.size(0):
+                count = 0 if image_slots is None else image_slots.numel()
+                raise ValueError(f"{rows.size(0)} picture rows for {count} placeholders")
+            x = x.index_copy(0, image_slots, rows)
+        elif image_slots is not None and image_slots.numel():
+            raise ValueError(f"no pictures for {image_slots.numel()} placeholders")
+        elif self._zero_gradients_for_absent_pictures and self.training and torch.is_grad_enabled():
+            assert self.vision is not None
+            assert self.projector is not None
+            parameters = [p for m in (self.vision, self.projector) for p in m.parameters() if p.requires_grad]
+            if parameters:
+                x = _Untouched.apply(x, *parameters)
+        if self.config.sequence_parallel:
+            x = scatter_to_sequence_parallel_region(x)
+        return x
+
+    def forward(
+        self,
+        tokens: Tensor,
+        position_ids: Tensor,
+        packed_seq_params: PackedSeqParams,
+        labels: Tensor | None = None,
+        pixels: Tensor | None = None,
+        image_slots: Tensor | None = None,
+    ) -> Tensor:
+        """One micro-batch: a row of packed documents.
+
+        Args:
+            tokens: int64 `[1, t]`, placeholders expanded.
+            position_ids: int64 `[1, t]`, restarted a document.
+            packed_seq_params: document borders (`packed_row`).
+            labels: int64 `[1, t]`, or None for logits.
+            pixels: uint8 `[pictures, size, size, 3]`; used on the first stage only.
+            image_slots: int64 `[pictures * image_tokens]`, positions of the placeholders, ascending.
+
+        Returns:
+            On the last stage the loss of each position `[1, t]`, or logits `[1, t, vocab / tp]` without labels; before it
+            hidden states `[t, 1, h]` (`t / tp` under sequence parallelism).
+
+        Raises:
+            ValueError: placeholders and picture rows do not match in number.
+        """
+        decoder_input = self._decoder_input(tokens, position_ids, pixels, image_slots) if self.pre_process else None
+        return self.language_model(
+            input_ids=tokens,
+            position_ids=position_ids,
+            attention_mask=None,
+            decoder_input=decoder_input,
+            labels=labels,
+            packed_seq_params=packed_seq_params,
+        )

@@ -1,0 +1,1 @@
+"""The loop: stages, learning rate, optimiser, checkpoints, metrics."""

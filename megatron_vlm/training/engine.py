@@ -1,0 +1,184 @@
+"""The model of this rank made trainable: megatron-core's DDP and optimiser, rebuilt where a stage trains other modules."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.transformer.module import Float16Module, MegatronModule
+
+from megatron_vlm.config.data import TokenCounts
+from megatron_vlm.config.run import RunConfig
+from megatron_vlm.models.initialization import initialize_parameters
+from megatron_vlm.models.vlm import VisionLanguageModel
+from megatron_vlm.parallel.topology import Topology
+from megatron_vlm.training.optimizer import Optimizer, read_state, write_state
+from megatron_vlm.training.parameter_groups import frozen_in
+
+
+def build_chunks(config: RunConfig, tokens: TokenCounts, topology: Topology) -> list[MegatronModule]:
+    """The model chunks of this rank (one, or one a virtual stage), with first weights; bf16 ones wrapped."""
+    virtual = config.parallel.virtual_pipeline_model_parallel_size
+    device_type = topology.device.type
+    chunks: list[MegatronModule] = []
+    for number in range(virtual):
+        model = VisionLanguageModel(
+            config,
+            tokens,
+            device_type,
+            pre_process=topology.on_first_stage and number == 0,
+            post_process=topology.on_last_stage and number == virtual - 1,
+            vp_stage=number if virtual > 1 else None,
+        )
+        chunks.append(model)
+    initialize_parameters(chunks, config.model.language, config.schedule.seed)
+    wrapped: list[MegatronModule] = []
+    for model in chunks:
+        model.to(topology.device)
+        # megatron-core's tensor-parallel attributes live on the parameters and outlive both steps
+        wrapped.append(Float16Module(model.config, model) if model.config.bf16 else model)
+    return wrapped
+
+
+def unwrap(chunk: torch.nn.Module) -> VisionLanguageModel:
+    while hasattr(chunk, "module"):
+        chunk = chunk.module  # type: ignore[assignment]
+    assert isinstance(chunk, VisionLanguageModel)
+    return chunk
+
+
+def _renew_parameters(chunk: torch.nn.Module) -> None:
+    """Every parameter as a new object over a copy of its values, with what megatron-core noted on it."""
+    renewed: dict[int, torch.nn.Parameter] = {}  # one object may serve two modules
+    for module in chunk.modules():
+        for name, old in list(module._parameters.items()):
+            if old is None:
+                continue
+            if id(old) in renewed:
+                module._parameters[name] = renewed[id(old)]
+                continue
+            # a copy: the old storage is a part of the old DDP's one buffer, and would keep all of it
+            new = torch.nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad)
+            kept = {k: v for k, v in vars(old).items() if k not in ("main_grad", "main_param", "grad_added_to_main_grad")}
+            vars(new).update(kept)
+            module._parameters[name] = renewed[id(old)] = new
+
+
+class Engine:
+    """Model chunks, DDP and optimiser of this rank, at one stage of the curriculum.
+
+    `enter_stage` sets what is trained. Where that changes, DDP and optimiser are built anew: frozen parameters have
+    neither gradient nor optimiser state, and parameters that stay keep their moments and master weights to the bit.
+    """
+
+    def __init__(self, config: RunConfig, tokens: TokenCounts, topology: Topology) -> None:
+        self.config, self.topology = config, topology
+        self.chunks = build_chunks(config, tokens, topology)
+        self.ddp: list[DistributedDataParallel] = []
+        self.optimizer: Optimizer
+        self.stage = -1
+
+    def enter_stage(self, stage: int) -> bool:
+        """Returns whether the set of trained parameters changed."""
+        if stage == self.stage:
+            return False
+        freeze = self.config.curriculum.stages[stage].freeze
+        before = self.config.curriculum.stages[self.stage].freeze if self.stage >= 0 else None
+        self.stage = stage
+        if self.ddp and set(freeze) == set(before or ()):
+            return False
+        carried = read_state(self.optimizer, self.ddp) if self.ddp else None
+        self._release()
+        for chunk in self.chunks:
+            for name, parameter in chunk.named_parameters():
+                parameter.requires_grad_(not frozen_in(name, freeze))
+        self._wrap()
+        if carried is not None:
+            write_state(self.optimizer, self.ddp, *carried)
+        return True
+
+    def _release(self) -> None:
+        """Let the old DDP, its buffers and the optimiser go.
+
+        megatron-core hangs gradient hooks on autograd's node of each parameter, and an fp32 distributed optimiser keeps
+        that node alive by views of the parameter: a second DDP over the same objects would run both sets of hooks. So the
+        parameters are laid into new objects over the same storage.
+        """
+        for ddp in self.ddp:
+            if getattr(ddp, "use_forward_hook", False) and ddp.remove_forward_pre_hook_handles:
+                ddp.disable_forward_pre_hook()  # waits for parameters in flight
+            ddp.grad_accs.clear()
+            for name in ("grad_scale_func", "no_sync_func", "grad_sync_func", "param_sync_func"):
+                setattr(ddp.config, name, None)
+        if self.ddp:
+            del self.optimizer
+            self.ddp = []
+            for chunk in self.chunks:
+                _renew_parameters(chunk)
+        gc.collect()
+
+    def _wrap(self) -> None:
+        parallel = self.config.parallel
+        ddp_config = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=parallel.overlap_grad_reduce,
+            overlap_param_gather=parallel.overlap_param_gather,
+            use_distributed_optimizer=parallel.use_distributed_optimizer,
+            average_in_collective=False,
+        )
+        self.ddp = [
+            DistributedDataParallel(
+                config=chunk.config,
+                ddp_config=ddp_config,
+                module=chunk,
+                # buckets of later chunks are reduced with the first one's, as in megatron-core's own trainer
+                disable_bucketing=number > 0,
+            )
+            for number, chunk in enumerate(self.chunks)
+        ]
+        self.optimizer = Optimizer(self.config, self.ddp)
+        self._hook_schedule()
+
+    def _hook_schedule(self) -> None:
+        """What megatron-core's schedules call during a step hangs on the transformer configuration."""
+        parallel = self.config.parallel
+        single = len(self.ddp) == 1
+        for chunk in self.ddp:
+            core = chunk.config
+            core.finalize_model_grads_func = finalize_model_grads
+            core.grad_scale_func = self.optimizer.scale_loss
+            core.timers = None
+            if parallel.overlap_grad_reduce:
+                core.no_sync_func = self.ddp[0].no_sync if single else [c.no_sync for c in self.ddp]
+                core.grad_sync_func = None
+            if parallel.overlap_param_gather:
+                sync = [c.start_param_sync for c in self.ddp]
+                core.param_sync_func = sync[0] if single else sync
+
+    def zero_grad(self) -> None:
+        for chunk in self.ddp:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+    @property
+    def forward_chunks(self) -> Sequence[torch.nn.Module]:
+        return self.ddp or self.chunks
+
+    @contextmanager
+    def whole_parameters(self) -> Iterator[None]:
+        """Inside, every parameter is up to date and no gather is in flight: for checkpoints and evaluation."""
+        hooked = [c for c in self.ddp if getattr(c, "use_forward_hook", False) and c.remove_forward_pre_hook_handles]
+        for chunk in hooked:
+            chunk.disable_forward_pre_hook()
+        try:
+            yield
+        finally:
+            for chunk in hooked:
+                chunk.enable_forward_pre_hook()

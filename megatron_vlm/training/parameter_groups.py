@@ -1,0 +1,71 @@
+"""Which parameters are trained in which stage, and the optimiser groups that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from megatron_vlm.config.run import RunConfig
+
+#: module of the configuration -> how its parameters' names begin
+MODULES = {"language": "language_model.", "vision": "vision.", "projector": "projector."}
+
+
+def plain_name(name: str) -> str:
+    """The name inside the model, without the wrappers' `module.`"""
+    while name.startswith("module."):
+        name = name[len("module.") :]
+    return name
+
+
+def module_of(name: str) -> str:
+    """language, vision or projector."""
+    name = plain_name(name)
+    return next(module for module, prefix in MODULES.items() if name.startswith(prefix))
+
+
+def frozen_in(name: str, freeze: Sequence[str]) -> bool:
+    """Whether a stage's `freeze` list covers the parameter."""
+    name = plain_name(name)
+    return any(name.startswith(MODULES.get(entry, entry)) for entry in freeze)
+
+
+def training_pattern(name: str, config: RunConfig) -> str:
+    """A digit a stage: 1 where the parameter is trained, 0 where it is frozen."""
+    return "".join("0" if frozen_in(name, stage.freeze) else "1" for stage in config.curriculum.stages)
+
+
+def group_label(name: str, config: RunConfig) -> str:
+    """Parameters with one label share a learning-rate law: the same module, trained in the same stages."""
+    return f"{module_of(name)}:{training_pattern(name, config)}"
+
+
+def first_trained_stage(label: str, stage: int) -> int:
+    """The stage at which the unbroken stretch of training that holds `stage` began: when optimiser state was born."""
+    pattern = label.split(":")[1]
+    while stage > 0 and pattern[stage - 1] == "1":
+        stage -= 1
+    return stage
+
+
+def bias_correction_factor(updates: int, own_updates: int, beta1: float, beta2: float) -> float:
+    """Factor on the learning rate that gives parameters the bias correction of their own age.
+
+    Adam's kernels keep one step count for all groups. A module whose training begins late has moments `own_updates` old,
+    but would be corrected as if they were `updates` old; with beta2 = 0.999 its first step would be 3 times too long.
+    """
+
+    def correction(age: int) -> float:
+        return float((1 - beta2**age) ** 0.5 / (1 - beta1**age))
+
+    return correction(own_updates) / correction(updates)
+
+
+def no_weight_decay(parameter: torch.nn.Parameter, name: str) -> bool:
+    """Vectors: norm gains, biases, class tokens, layer scales."""
+    return parameter.dim() == 1 or name.endswith(".bias")
+
+
+def labelled(config: RunConfig, label: str) -> Callable[[torch.nn.Parameter, str], bool]:
+    return lambda parameter, name: group_label(name, config) == label

@@ -1,0 +1,132 @@
+"""Likelihood of documents under the model, packed, in any layout: the base of validation and of every task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from torch import Tensor
+
+from megatron_vlm.config.data import TokenCounts
+from megatron_vlm.config.run import RunConfig
+from megatron_vlm.data.micro_batch import MicroBatch, make_micro_batch
+from megatron_vlm.ops.assemble import Segment
+from megatron_vlm.parallel.topology import Topology
+from megatron_vlm.training.engine import Engine
+from megatron_vlm.training.step import forward_row
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A document to score: its ids (`loss_from` marks where the answer begins) and its pictures, uint8 `[size, size, 3]`."""
+
+    segment: Segment
+    pictures: tuple[np.ndarray, ...] = ()
+
+
+def _rows(documents: Sequence[Scored], capacity: int) -> list[list[int]]:
+    """Documents by number into rows of at most `capacity` positions, in order of falling length."""
+    order = sorted(range(len(documents)), key=lambda i: (-len(documents[i].segment.ids), i))
+    rows: list[list[int]] = []
+    space: list[int] = []
+    for number in order:
+        length = len(documents[number].segment.ids) - 1
+        if length > capacity:
+            raise ValueError(f"document {number} has {length} positions, a row {capacity}")
+        # rows fill up in order, so only the last few can still have room
+        for row in range(max(0, len(rows) - 8), len(rows)):
+            if space[row] >= length:
+                rows[row].append(number)
+                space[row] -= length
+                break
+        else:
+            rows.append([number])
+            space.append(capacity - length)
+    return rows
+
+
+def score_documents(
+    engine: Engine, config: RunConfig, topology: Topology, tokens: TokenCounts, documents: Sequence[Scored]
+) -> np.ndarray:
+    """Negative log-likelihood of each document's trained labels.
+
+    Every rank passes the same documents; data-parallel ranks share the rows.
+
+    Returns:
+        float64 `[documents, 2]` on every rank: sum over the labels in nats, and their number.
+    """
+    capacity = config.data.sequence_length
+    rows = _rows(documents, capacity)
+    mine = rows[topology.data_rank :: topology.data_size]
+    chunks = len(engine.forward_chunks)
+    result = torch.zeros(len(documents), 2, dtype=torch.float64)
+    if mine:
+        batches = [_batch(row, documents, config, topology, tokens) for row in mine]
+        if chunks > 1:  # the interleaved schedule wants whole groups of micro-batches
+            batches += batches[-1:] * (-len(batches) % topology.pipeline_size)
+        outputs = _forward(engine, batches)
+        if topology.on_last_stage and topology.tensor_rank == 0:
+            for row, losses in zip(mine, outputs, strict=False):
+                at = 0
+                for number in row:
+                    length = len(documents[number].segment.ids) - 1
+                    result[number] = losses[:, at : at + length].double().sum(dim=1).cpu()
+                    at += length
+    result = result.to(topology.device)
+    dist.all_reduce(result)
+    return result.cpu().numpy()
+
+
+def _batch(
+    row: Sequence[int],
+    documents: Sequence[Scored],
+    config: RunConfig,
+    topology: Topology,
+    tokens: TokenCounts,
+) -> MicroBatch:
+    pictures = [picture for number in row for picture in documents[number].pictures]
+    return make_micro_batch(
+        [[documents[number].segment for number in row]],
+        pictures if topology.on_first_stage else None,
+        config.data.sequence_length,
+        tokens,
+        config.model.image_tokens,
+        config.model.vision.image_size,
+    ).to(topology.device)
+
+
+@torch.no_grad()
+def _forward(engine: Engine, batches: Sequence[MicroBatch]) -> list[Tensor]:
+    """[losses masked, mask], `[2, t]`, of each row, on the last stage."""
+
+    def step(iterator: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
+        batch = next(iterator)
+
+        def collect(losses: Tensor, non_loss_data: bool = False) -> Tensor:
+            return torch.cat([losses * batch.loss_mask, batch.loss_mask])
+
+        return forward_row(model, batch), collect
+
+    chunks: Any = list(engine.forward_chunks)
+    for chunk in chunks:
+        chunk.eval()
+    iterators: Any = [iter(batches) for _ in chunks]
+    with engine.whole_parameters():
+        outputs = get_forward_backward_func()(
+            forward_step_func=step,
+            data_iterator=iterators if len(chunks) > 1 else iterators[0],
+            model=chunks if len(chunks) > 1 else chunks[0],
+            num_microbatches=len(batches),
+            seq_length=batches[0].tokens.size(1),
+            micro_batch_size=1,
+            forward_only=True,
+            collect_non_loss_data=True,
+        )
+    for chunk in chunks:
+        chunk.train()
+    return outputs

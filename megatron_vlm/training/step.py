@@ -1,0 +1,116 @@
+"""One step: micro-batches through megatron-core's schedule, losses by modality, the update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from torch import Tensor
+
+from megatron_vlm.data.micro_batch import MicroBatch
+from megatron_vlm.models.language import packed_row
+from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_TEXT
+from megatron_vlm.parallel.topology import Topology
+from megatron_vlm.training.engine import Engine, unwrap
+
+#: the modalities of the losses that are reported
+MODALITIES = {"text": MODALITY_TEXT, "caption": MODALITY_CAPTION}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did, the same on every rank. Losses are means over the global batch's tokens of a modality, in nats."""
+
+    loss: float
+    losses: dict[str, float]
+    tokens: dict[str, int]
+    z_loss: float
+    grad_norm: float
+    updated: bool
+
+
+def forward_row(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
+    """The model's output for one micro-batch."""
+    core = unwrap(model)
+    return model(
+        tokens=batch.tokens,
+        position_ids=batch.position_ids,
+        packed_seq_params=packed_row(batch.cu_seqlens, batch.max_seqlen),
+        labels=batch.labels if core.post_process else None,
+        pixels=batch.pixels if core.pre_process else None,
+        image_slots=batch.image_slots if core.pre_process else None,
+    )
+
+
+def _loss(batch: MicroBatch, model: torch.nn.Module, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Sum of the token losses, their number, and the sums by modality: [sum, count] each, then the z-loss."""
+    mask = batch.loss_mask
+    total = (losses * mask).sum()
+    with torch.no_grad():
+        z = unwrap(model).language_model.last_z_loss
+        plain = losses.detach() if z is None else losses.detach() - z
+        sums = []
+        for modality in MODALITIES.values():
+            chosen = batch.label_modality == modality
+            sums += [plain[chosen].sum(), chosen.sum().float()]
+        sums.append(torch.zeros_like(total) if z is None else (z * mask).sum())
+        report = torch.stack(sums)
+    # the schedule divides the loss in place; the report holds no view of it
+    return total, mask.sum().to(torch.int), {"sums": report}
+
+
+def _forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
+    batch = next(batches)
+    return forward_row(model, batch), partial(_loss, batch, model)
+
+
+def train_step(
+    engine: Engine, batches: Sequence[MicroBatch], topology: Topology, learning_rate: float, step: int
+) -> StepResult:
+    """Forward, backward and update of one global batch.
+
+    `batches` are this data-parallel rank's micro-batches, the same on its tensor and pipeline ranks. If no rank's batch
+    holds a picture, the encoder and the projector are left as they are.
+    """
+    engine.zero_grad()
+    for chunk in engine.ddp:
+        chunk.train()
+    chunks = engine.ddp
+    iterators: Any = [iter(batches) for _ in chunks]
+    reports = get_forward_backward_func()(
+        forward_step_func=_forward_step,
+        data_iterator=iterators if len(chunks) > 1 else iterators[0],
+        model=chunks if len(chunks) > 1 else chunks[0],
+        num_microbatches=len(batches),
+        seq_length=batches[0].tokens.size(1),
+        micro_batch_size=1,
+        forward_only=False,
+    )
+    sums = torch.zeros(2 * len(MODALITIES) + 2, dtype=torch.float64, device=topology.device)
+    if topology.on_last_stage and topology.tensor_rank == 0:
+        for report in reports:
+            sums[:-1] += report["sums"].double()
+    if topology.on_first_stage and topology.tensor_rank == 0:
+        sums[-1] = sum(batch.pictures for batch in batches)
+    dist.all_reduce(sums)
+    values = sums.tolist()
+    engine.optimizer.prepare(learning_rate, step, engine.stage)
+    without_pictures = () if values[-1] else ("vision", "projector")
+    with engine.optimizer.leaving_out(without_pictures):
+        updated, grad_norm = engine.optimizer.step()
+    names = list(MODALITIES)
+    tokens = {name: int(values[2 * i + 1]) for i, name in enumerate(names)}
+    total = max(1, sum(tokens.values()))
+    return StepResult(
+        loss=sum(values[2 * i] for i in range(len(names))) / total,
+        losses={name: values[2 * i] / values[2 * i + 1] for i, name in enumerate(names) if values[2 * i + 1]},
+        tokens=tokens,
+        z_loss=values[-2] / total,
+        grad_norm=grad_norm,
+        updated=updated,
+    )

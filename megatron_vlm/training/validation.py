@@ -1,0 +1,59 @@
+"""Held-out loss by source and modality, measured during the run."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from megatron_vlm.config.data import TokenCounts
+from megatron_vlm.config.run import RunConfig
+from megatron_vlm.data.documents import DocumentSource
+from megatron_vlm.data.order import epoch_order
+from megatron_vlm.data.pictures import decode_picture
+from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_TEXT, Segment
+from megatron_vlm.parallel.topology import Topology
+from megatron_vlm.training.engine import Engine
+from megatron_vlm.training.scoring import Scored, score_documents
+
+
+def held_out_documents(source: DocumentSource, config: RunConfig, limit: int, pictures: bool) -> list[Scored]:
+    """Up to `limit` (0: all) documents, the same ones each time; texts longer than a pack as pieces of one.
+
+    `pictures` says whether this rank decodes them.
+    """
+    order = epoch_order(source.documents, 0, source.name, 0)
+    capacity = config.data.sequence_length
+    scored: list[Scored] = []
+    for document in order[: limit or None]:
+        document = int(document)
+        whole = int(source.positions[document])
+        if source.pictures[document] and source.first_ids_needed(document) > capacity:
+            continue
+        for start in range(0, 1 if source.pictures[document] else whole, capacity):
+            ids, sequences = source.ids(document, start, min(capacity, whole - start) + 1)
+            where = f"{source.reader.prefix}, document {document}"
+            size = config.model.vision.image_size
+            found = tuple(decode_picture(source.reader.image_bytes(s), size, where) for s in sequences if pictures)
+            scored.append(Scored(Segment(ids, MODALITY_CAPTION if sequences else MODALITY_TEXT), found))
+    return scored
+
+
+class Validation:
+    """The validation sources, read once and scored when asked."""
+
+    def __init__(
+        self, config: RunConfig, topology: Topology, tokens: TokenCounts, sources: dict[str, DocumentSource]
+    ) -> None:
+        self.config, self.topology, self.tokens = config, topology, tokens
+        limit = config.data.validation_documents
+        self.documents = {
+            name: held_out_documents(source, config, limit, topology.on_first_stage) for name, source in sources.items()
+        }
+
+    def measure(self, engine: Engine) -> dict[str, float]:
+        """Source -> mean loss of its held-out tokens, in nats."""
+        losses = {}
+        for name, documents in self.documents.items():
+            if documents:
+                scores = score_documents(engine, self.config, self.topology, self.tokens, documents)
+                losses[name] = float(scores[:, 0].sum() / max(1.0, np.sum(scores[:, 1])))
+        return losses
