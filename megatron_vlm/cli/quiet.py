@@ -14,4 +14,5 @@ def quiet_host_warnings() -> None:
         # one thread a rank: ranks share the cores, and more threads only fight over them
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core")
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"megatron\.core")
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

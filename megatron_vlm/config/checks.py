@@ -231,6 +231,11 @@ def _schedule(config: RunConfig) -> Iterator[str]:
             yield f"optimizer.lr_mult.{module}: modules are language, vision and projector"
 
 
+def layout_problems(config: RunConfig, world_size: int) -> list[str]:
+    """Reasons why the model cannot be laid out on `world_size` ranks for evaluation, where batches do not matter."""
+    return [line for line in _layout(config, world_size) if not line.startswith("schedule.")]
+
+
 def check(config: RunConfig, world_size: int) -> None:
     """Raises ConfigError with every problem, one a line, if `config` cannot run on `world_size` ranks."""
     found = problems(config, world_size)

@@ -184,20 +184,20 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def _apply_overrides(raw: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _overridden(raw: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Overrides merge into maps of sources too, so that one entry can be set alone; list items by number."""
     result = dict(raw)
     for key, value in overrides.items():
         old = result.get(key)
         if isinstance(value, Mapping) and isinstance(old, Mapping):
-            result[key] = _apply_overrides(dict(old), value)
+            result[key] = _overridden(dict(old), value)
         elif isinstance(value, Mapping) and isinstance(old, list) and all(str(k).isdigit() for k in value):
             items = list(old)
             for index, item in value.items():
                 if int(index) >= len(items):
                     raise ConfigError(f"{key}.{index}: there are only {len(items)} entries, numbered from 0")
                 fits = isinstance(item, Mapping) and isinstance(items[int(index)], Mapping)
-                items[int(index)] = _apply_overrides(dict(items[int(index)]), item) if fits else item
+                items[int(index)] = _overridden(dict(items[int(index)]), item) if fits else item
             result[key] = items
         else:
             result[key] = value
@@ -213,7 +213,13 @@ def load_config(*, preset: str | None = None, file: Path | None = None, override
     raw: dict[str, Any] = read_preset(preset) if preset else {}
     if file is not None:
         raw = merge(raw, read_config_file(file))
-    return _build(RunConfig, _apply_overrides(raw, parse_overrides(overrides)), "")
+    return _build(RunConfig, _overridden(raw, parse_overrides(overrides)), "")
+
+
+def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> tuple[RunConfig, dict[str, Any]]:
+    """`config` with `--section.field VALUE` overrides, and the overrides alone as a map. Raises ConfigError."""
+    given = parse_overrides(overrides)
+    return _build(RunConfig, _overridden(to_map(config), given), ""), given
 
 
 def from_map(raw: Mapping[str, Any]) -> RunConfig:

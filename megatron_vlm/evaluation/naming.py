@@ -1,0 +1,129 @@
+"""Four-way naming: which of four names does the model find likeliest under a picture?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_vlm.data.image_text_sources import PictureRecord, read_image_text_tar
+from megatron_vlm.data.pictures import decode_picture
+from megatron_vlm.errors import DataError
+from megatron_vlm.evaluation.scorer import Scorer
+from megatron_vlm.ops.assemble import MODALITY_CAPTION, Segment
+from megatron_vlm.training.scoring import Scored
+
+CHOICES = 4
+
+
+@dataclass(frozen=True)
+class Question:
+    """A picture and four names; `choices[answer]` is its own."""
+
+    key: str
+    image: bytes
+    choices: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Shares of questions answered right; a guess gets `chance`.
+
+    accuracy: by the likelihood of the whole name. per_token: by its mean over the name's tokens. calibrated: by how much
+    the picture raises it over a grey one, so that a name that is common anyway gains nothing. blind: by likelihood
+    under another question's picture. `error` is the standard error of a share of one half at this number of questions.
+    """
+
+    questions: int
+    chance: float
+    accuracy: float
+    per_token: float
+    calibrated: float
+    blind: float
+    error: float
+
+
+def _rank(seed: int, *parts: str) -> bytes:
+    return hashlib.sha256("\x00".join((str(seed), *parts)).encode()).digest()
+
+
+def make_questions(tars: Sequence[Path], name_key: str = "name", seed: int = 0, limit: int = 0) -> list[Question]:
+    """One question a picture: its own name among three others of the same files, drawn and placed by a hash.
+
+    Raises:
+        DataError: a record without a usable picture or name, or fewer than four names.
+    """
+    records: list[PictureRecord] = []
+    for tar in tars:
+        for record in read_image_text_tar(tar, caption_key=name_key):
+            if not isinstance(record, PictureRecord):
+                raise DataError(f"{record.file}, {record.key}: {record.reason}: {record.detail}")
+            records.append(record)
+    names = sorted({record.captions[0] for record in records})
+    if len(names) < CHOICES:
+        raise DataError(f"{tars[0]}: naming needs {CHOICES} different names, and there are {len(names)}")
+    records.sort(key=lambda record: _rank(seed, record.key))
+    questions = []
+    for record in records[: limit or None]:
+        own = record.captions[0]
+        others = sorted((n for n in names if n != own), key=lambda name: _rank(seed, record.key, name))
+        choices = sorted([own, *others[: CHOICES - 1]], key=lambda name: _rank(seed, "place", record.key, name))
+        questions.append(Question(record.key, record.image, tuple(choices), choices.index(own)))
+    return questions
+
+
+class NamingTask:
+    """Scores questions with a model. A document is the picture, the words around the name, the name, its end."""
+
+    def __init__(self, scorer: Scorer, template: str = "{name}") -> None:
+        self.scorer = scorer
+        before, mark, after = template.partition("{name}")
+        if not mark:
+            raise DataError(f"naming template {template!r} has no {{name}}")
+        self._before, self._after = before, after
+
+    def _document(self, picture: np.ndarray | None, name: str) -> Scored:
+        config, tokens = self.scorer.config, self.scorer.tokens
+        placeholders = [tokens.image_token_id] * config.model.image_tokens
+        text = self.scorer.tokenizer.encode(self._before + name + self._after)
+        prefix = self.scorer.tokenizer.encode(self._before.rstrip())
+        shared = len(prefix) if text[: len(prefix)] == prefix else 0
+        ids = np.array([*placeholders, *text, tokens.eod_id], np.int32)
+        segment = Segment(ids, MODALITY_CAPTION, loss_from=len(placeholders) - 1 + shared)
+        return Scored(segment, (picture,) if picture is not None else ())
+
+    def measure(self, questions: Sequence[Question]) -> Naming:
+        size = self.scorer.config.model.vision.image_size
+        pictures: list[np.ndarray | None] = [
+            decode_picture(q.image, size, f"naming, {q.key}") if self.scorer.decodes else None for q in questions
+        ]
+        grey = np.full((size, size, 3), 127, np.uint8) if self.scorer.decodes else None
+        names = sorted({name for q in questions for name in q.choices})
+        seen = [self._document(p, n) for q, p in zip(questions, pictures, strict=True) for n in q.choices]
+        moved = pictures[1:] + pictures[:1]
+        blind = [self._document(p, n) for q, p in zip(questions, moved, strict=True) for n in q.choices]
+        without = [self._document(grey, name) for name in names]
+        scores = self.scorer.score([*seen, *blind, *without])
+        likelihood = -scores[: len(seen), 0].reshape(-1, CHOICES)
+        lengths = scores[: len(seen), 1].reshape(-1, CHOICES)
+        unseen = -scores[len(seen) : 2 * len(seen), 0].reshape(-1, CHOICES)
+        prior = dict(zip(names, -scores[2 * len(seen) :, 0], strict=True))
+        priors = np.array([[prior[name] for name in q.choices] for q in questions])
+        answers = np.array([q.answer for q in questions])
+
+        def right(values: np.ndarray) -> float:
+            return float((values.argmax(axis=1) == answers).mean())
+
+        return Naming(
+            questions=len(questions),
+            chance=1 / CHOICES,
+            accuracy=right(likelihood),
+            per_token=right(likelihood / lengths),
+            calibrated=right(likelihood - priors),
+            blind=right(unseen),
+            error=float(0.5 / np.sqrt(len(questions))),
+        )

@@ -1,0 +1,77 @@
+"""A checkpoint in a layout, ready to score documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_vlm.config.checks import layout_problems
+from megatron_vlm.config.parallel import ParallelConfig
+from megatron_vlm.config.run import RunConfig
+from megatron_vlm.data.opening import token_counts
+from megatron_vlm.data.tokenizer import Tokenizer
+from megatron_vlm.errors import ConfigError, DataError
+from megatron_vlm.parallel import topology as topology_module
+from megatron_vlm.training import checkpoint as checkpoints
+from megatron_vlm.training.engine import Engine
+from megatron_vlm.training.scoring import Scored, score_documents
+
+
+class Scorer:
+    """The model of a checkpoint on the ranks that were started, with the tokenizer that it was trained with.
+
+    Raises:
+        ConfigError: the layout does not fit the model or the ranks.
+        DataError: no whole checkpoint, or its tokenizer changed since.
+    """
+
+    def __init__(self, checkpoint: Path, config: RunConfig) -> None:
+        self.checkpoint, self.config = checkpoint, config
+        run = checkpoints.read_run_file(checkpoint)
+        problems = layout_problems(config, topology_module.world_size_from_environment())
+        if problems:
+            raise ConfigError("this layout cannot run:\n" + "\n".join(f"  - {line}" for line in problems))
+        self.step = int(run["step"])
+        self.tokenizer = Tokenizer.load(Path(config.data.tokenizer))
+        if self.tokenizer.fingerprint != run["tokenizer_fingerprint"]:
+            raise DataError(
+                f"{config.data.tokenizer} is not the tokenizer that {checkpoint} was trained with; give that one with "
+                f"--data.tokenizer"
+            )
+        self.tokens = token_counts(self.tokenizer)
+        self.topology = topology_module.initialize(config.parallel, config.schedule.seed)
+        self.engine = Engine(config, self.tokens, self.topology)
+        checkpoints.load_model(self.engine, checkpoint)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether this rank holds the encoder, so that its documents need their pictures."""
+        return self.topology.on_first_stage
+
+    def score(self, documents: Sequence[Scored]) -> np.ndarray:
+        """float64 `[documents, 2]`: negative log-likelihood in nats, and the number of labels it sums over."""
+        return score_documents(self.engine, self.config, self.topology, self.tokens, documents)
+
+
+def layout_for(config: RunConfig, world_size: int, given: dict[str, Any]) -> RunConfig:
+    """The checkpoint's configuration for `world_size` ranks.
+
+    What is `given` (fields of `parallel`) holds; the rest is the training layout where it fits, else one rank's.
+    """
+    trained = config.parallel
+    fits = world_size % (trained.tensor_model_parallel_size * trained.pipeline_model_parallel_size) == 0
+    base = trained if fits and not given else ParallelConfig(precision=trained.precision)
+    parallel = replace(
+        base,
+        overlap_grad_reduce=False,
+        overlap_param_gather=False,
+        recompute="none",
+        device="auto",
+        layer_spec="auto",
+        **given,
+    )
+    return replace(config, parallel=parallel)
