@@ -20,7 +20,7 @@ from megatron_vlm.models.initialization import initialize_parameters
 from megatron_vlm.models.vlm import VisionLanguageModel
 from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training.optimizer import Optimizer, read_state, write_state
-from megatron_vlm.training.parameter_groups import frozen_in
+from megatron_vlm.training.parameter_groups import frozen_in, held_at_zero
 
 
 def build_chunks(config: RunConfig, tokens: TokenCounts, topology: Topology) -> list[MegatronModule]:
@@ -98,7 +98,7 @@ class Engine:
         self._release()
         for chunk in self.chunks:
             for name, parameter in chunk.named_parameters():
-                parameter.requires_grad_(not frozen_in(name, freeze))
+                parameter.requires_grad_(not frozen_in(name, freeze) and not held_at_zero(name, self.config))
         self._wrap()
         if carried is not None:
             write_state(self.optimizer, self.ddp, *carried)

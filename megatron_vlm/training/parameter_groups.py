@@ -31,6 +31,12 @@ def frozen_in(name: str, freeze: Sequence[str]) -> bool:
     return any(name.startswith(MODULES.get(entry, entry)) for entry in freeze)
 
 
+def held_at_zero(name: str, config: RunConfig) -> bool:
+    """Norm biases under `layernorm_gain`: Transformer Engine's norms have one, which then stays zero and is never trained."""
+    gain_only = config.model.language.normalization == "layernorm_gain"
+    return gain_only and module_of(name) == "language" and name.endswith(("norm_bias", "norm.bias"))
+
+
 def training_pattern(name: str, config: RunConfig) -> str:
     """A digit a stage: 1 where the parameter is trained, 0 where it is frozen."""
     return "".join("0" if frozen_in(name, stage.freeze) else "1" for stage in config.curriculum.stages)
