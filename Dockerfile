@@ -19,6 +19,8 @@ WORKDIR /opt/megatron-vlm
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY csrc csrc
 COPY megatron_vlm megatron_vlm
+COPY tools tools
+COPY examples examples
 
 # --no-build-isolation: build with what is installed, instead of downloading tools for the build alone.
 # The ranges of pyproject.toml serve here, not constraints.txt: the image's own releases are the ones that fit together.
