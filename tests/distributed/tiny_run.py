@@ -1,0 +1,66 @@
+"""A tiny real run for tests of the parallel stack: bundled pictures and prose, a model of a few thousand parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from megatron_vlm.config.loading import load_config
+from megatron_vlm.config.run import RunConfig
+from megatron_vlm.training.engine import unwrap
+from megatron_vlm.training.loop import Run
+from megatron_vlm.training.step import train_step
+
+SAMPLE = Path(__file__).resolve().parents[2] / "examples" / "sample_data"
+
+TP2 = {"tensor_model_parallel_size": 2}
+PP2 = {"pipeline_model_parallel_size": 2}
+
+
+def configuration(data: Path, parallel: dict[str, Any] | None = None, **fields: Any) -> RunConfig:
+    """5 steps of 8 x 128 positions; pictures enter at step 2, the encoder is frozen before."""
+    settings = {
+        "data.tokenizer": SAMPLE / "tokenizer",
+        "data.sources": f"{{text: '{data / 'text'}', captions: '{data / 'captions'}'}}",
+        "data.sequence_length": 128,
+        "schedule.train_steps": 5,
+        "schedule.warmup_steps": 0,
+        "schedule.global_batch_size": 8,
+        "schedule.micro_batch_size": 2,
+        "optimizer.z_loss": 1e-4,
+        **({} if "curriculum.stages" in fields else {"curriculum.stages.0.until": 0.4}),
+        "model.language": "{num_layers: 4, hidden_size: 64, num_attention_heads: 8, num_query_groups: 4, "
+        "ffn_hidden_size: 128}",
+        "model.vision": "{num_layers: 2, hidden_size: 64}",
+        "logging.tensorboard": "false",
+        **{f"parallel.{name}": value for name, value in (parallel or {}).items()},
+        **{name.replace("__", "."): value for name, value in fields.items()},
+    }
+    overrides = []
+    for name, value in settings.items():
+        overrides += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
+    return load_config(preset="tiny", overrides=overrides)
+
+
+def one_step(run: Run) -> dict[str, float]:
+    run._enter_stage()
+    batches, _ = run.next_batches()
+    result = train_step(run.engine, batches, run.topology, run.rate(run.step), run.step)
+    run.step += 1
+    return {"loss": result.loss, "grad_norm": result.grad_norm, **result.losses}
+
+
+def steps(config: RunConfig, count: int) -> list[dict[str, float]]:
+    """Start (or resume) a run and make `count` steps."""
+    run = Run(config)
+    run._start()
+    return [one_step(run) for _ in range(count)]
+
+
+def parameters(run: Run) -> dict[str, Any]:
+    """Copies as numpy arrays, which cross a pipe by value."""
+    return {
+        f"{number}.{name}": parameter.detach().numpy().copy()
+        for number, chunk in enumerate(run.engine.chunks)
+        for name, parameter in unwrap(chunk).named_parameters()
+    }
