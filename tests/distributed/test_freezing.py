@@ -1,0 +1,95 @@
+"""What a stage freezes has no gradient and no optimiser state; what goes on keeps its state to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_vlm.training.loop import Run
+from megatron_vlm.training.optimizer import read_state
+from megatron_vlm.training.step import train_step
+from tests.distributed.ranks import run_ranks
+from tests.distributed.tiny_run import PP2, configuration, one_step, parameters
+
+pytestmark = pytest.mark.distributed
+
+
+def _over_the_border(config: Any) -> dict[str, Any]:
+    run = Run(config)
+    run._start()
+    first = parameters(run)
+    one_step(run), one_step(run)
+    engine = run.engine
+    frozen = [p for n, p in engine.ddp[0].named_parameters() if "vision." in n or "projector." in n]
+    before, step = read_state(engine.optimizer, engine.ddp)
+    second = parameters(run)
+    run._enter_stage()
+    after, after_step = read_state(engine.optimizer, engine.ddp)
+    carried = all((after[n][k] == v).all() for n, state in before.items() for k, v in state.items())
+    fresh = [n for n in after if n not in before]
+    zeros = all(not after[n]["exp_avg"].any() for n in fresh)
+    one_step(run)
+    third = parameters(run)
+    is_encoder = lambda n: ".vision." in n or ".projector." in n  # noqa: E731
+    return {
+        "no_gradient": all(not hasattr(p, "main_grad") and not p.requires_grad for p in frozen),
+        "no_state": not any(is_encoder("." + n) for n in before),
+        "unchanged": all(np.array_equal(first[n], second[n]) for n in first if is_encoder("." + n)),
+        "trained": sum(not np.array_equal(second[n], third[n]) for n in first if is_encoder("." + n)),
+        "carried": carried and zeros and step == after_step == 2,
+    }
+
+
+@pytest.mark.parametrize("parallel", [{}, {"use_distributed_optimizer": False}, {"overlap_grad_reduce": True}])
+def test_over_the_border(parallel: dict[str, Any], data: Path) -> None:
+    for result in run_ranks(2, _over_the_border, configuration(data, parallel)):
+        assert result["no_gradient"]
+        assert result["no_state"]
+        assert result["unchanged"]
+        assert result["carried"]
+        assert result["trained"] > 20
+
+
+def _without_pictures(config: Any) -> tuple[bool, bool]:
+    run = Run(config)
+    run._start()
+    run.step = 2
+    one_step(run)  # moments are warm
+    run.planner.enter_stage(0)  # text only, while encoder and projector are trained
+    batches, shape = run.next_batches()
+    before = parameters(run)
+    train_step(run.engine, batches, run.topology, 1e-3, run.step)
+    after = parameters(run)
+    still = [np.array_equal(before[n], after[n]) for n in before if "vision." in n or "projector." in n]
+    moved = [not np.array_equal(before[n], after[n]) for n in before if "language_model." in n]
+    return all(still) and shape.pictures == 0, all(moved)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_step_without_pictures_leaves_the_encoder(overlap: bool, data: Path) -> None:
+    """No hang under overlapped reduction, no decay, no momentum."""
+    config = configuration(data, {"overlap_grad_reduce": overlap})
+    assert run_ranks(2, _without_pictures, config) == [(True, True)] * 2
+
+
+def _align(config: Any) -> tuple[list[float], int]:
+    run = Run(config)
+    run._start()
+    before = parameters(run)
+    losses = [one_step(run)["loss"] for _ in range(3)]
+    after = parameters(run)
+    changed = [n for n in before if not np.array_equal(before[n], after[n])]
+    assert all("projector." in n for n in changed), changed
+    return losses, len(changed)
+
+
+@pytest.mark.parametrize("parallel", [{}, PP2])
+def test_align_only_stage(parallel: dict[str, Any], data: Path) -> None:
+    stages = "[{name: align, sources: {captions: 1.0}, freeze: [language, vision]}]"
+    config = configuration(data, parallel, **{"curriculum.stages": stages})
+    results = run_ranks(2, _align, config)
+    assert results[0][0] == results[1][0]
+    assert results[0][1] == 4

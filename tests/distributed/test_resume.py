@@ -1,0 +1,84 @@
+"""Checkpoints: another layout goes on with the same losses, the same layout with the same bits."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_vlm.training import checkpoint as checkpoints
+from megatron_vlm.training.loop import Run
+from tests.distributed.ranks import run_ranks
+from tests.distributed.tiny_run import PP2, TP2, configuration, one_step, parameters, steps
+
+pytestmark = pytest.mark.distributed
+
+
+def _steps_and_save(config: Any, count: int) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    run = Run(config)
+    run._start()
+    losses = [one_step(run) for _ in range(count)]
+    run._enter_stage()
+    run.save()
+    return losses, parameters(run)
+
+
+def _rest(config: Any, count: int) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    run = Run(config)
+    run._start()
+    return [one_step(run) for _ in range(count)], parameters(run)
+
+
+def _spans(config: Any) -> list[Any]:
+    run = Run(config)
+    run._start()
+    packs = run.planner.next_packs(config.schedule.global_batch_size)
+    return [[(s.source, s.document, s.start, s.length) for s in pack] for pack in packs]
+
+
+@pytest.mark.parametrize("stopped_at", [1, 2, 3])  # before, at and after the border where pictures enter
+def test_resumed_bits_equal_the_uninterrupted_run(stopped_at: int, data: Path, tmp_path: Path) -> None:
+    whole = run_ranks(2, _rest, configuration(data, **{"logging.directory": tmp_path / "whole"}), 5)
+    folder = {"logging.directory": tmp_path / "cut"}
+    first = run_ranks(2, _steps_and_save, configuration(data, **folder), stopped_at)
+    rest = run_ranks(2, _rest, configuration(data, **folder, **{"checkpoint.resume": "auto"}), 5 - stopped_at)
+    for rank in range(2):
+        assert first[rank][0] + rest[rank][0] == whole[rank][0]
+        for name, value in whole[rank][1].items():
+            assert np.array_equal(rest[rank][1][name], value), name
+
+
+@pytest.mark.parametrize("target", [PP2, {**PP2, "virtual_pipeline_model_parallel_size": 2}, {}])
+def test_tp2_checkpoint_goes_on_elsewhere(target: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    """TP2 x PP1 saved at step 3; its losses of steps 3 and 4 in another layout (DP2 for {}), to 1e-5."""
+    folder = {"logging.directory": tmp_path}
+    run_ranks(2, _steps_and_save, configuration(data, TP2, **folder), 3)
+    again = {**folder, "checkpoint.resume": "auto"}
+    expected = run_ranks(2, steps, configuration(data, TP2, **again), 2)[0]
+    moved = run_ranks(2, steps, configuration(data, target, **again), 2)[0]
+    for ours, theirs in zip(moved, expected, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+
+
+def test_documents_after_a_resume_do_not_depend_on_the_layout(data: Path, tmp_path: Path) -> None:
+    folder = {"logging.directory": tmp_path}
+    run_ranks(1, _steps_and_save, configuration(data, **folder), 3)
+    again = {**folder, "checkpoint.resume": "auto"}
+    alone = run_ranks(1, _spans, configuration(data, **again))
+    shared = run_ranks(4, _spans, configuration(data, TP2, **again))
+    assert all(spans == alone[0] for spans in shared)
+
+
+def test_half_a_checkpoint_is_passed_over_and_an_old_run_is_not_overwritten(data: Path, tmp_path: Path) -> None:
+    config = configuration(data, **{"logging.directory": tmp_path})
+    run_ranks(1, _steps_and_save, config, 1)
+    folder = checkpoints.checkpoint_folder(config)
+    whole = checkpoints.find_checkpoint(tmp_path)
+    shutil.copytree(whole, folder / "step-00000004")
+    (folder / "step-00000004" / checkpoints.RUN_FILE).write_text("{")
+    assert checkpoints.find_checkpoint(tmp_path) == whole
+    with pytest.raises(AssertionError, match="already holds checkpoints"):
+        run_ranks(1, steps, config, 1)
