@@ -32,7 +32,7 @@ def frozen_in(name: str, freeze: Sequence[str]) -> bool:
 
 
 def held_at_zero(name: str, config: RunConfig) -> bool:
-    """Norm biases under `layernorm_gain`: Transformer Engine's norms have one, which then stays zero and is never trained."""
+    """Norm biases under `layernorm_gain`: Transformer Engine's norms have one, which stays zero, untrained."""
     gain_only = config.model.language.normalization == "layernorm_gain"
     return gain_only and module_of(name) == "language" and name.endswith(("norm_bias", "norm.bias"))
 
