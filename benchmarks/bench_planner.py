@@ -1,0 +1,77 @@
+"""Planning packs: packs a second and padding, on synthetic documents of the lengths that real ones have.
+
+  python benchmarks/bench_planner.py [--documents 100000] [--packs 5000] [--sequence-length 2048] [--json FILE]
+
+Two sources in equal numbers: prose (lognormal, median 600 tokens) and captioned pictures (144 positions and 10 to 60 words).
+Every rank plans all packs of the run, so this rate bounds a step: steps/s = packs/s / global_batch_size. Padding is counted
+with and without cutting texts at holes. The datasets are written to a temporary folder and read by the trainer's reader.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from measuring import parser, report
+
+from megatron_vlm.config.curriculum import StageConfig
+from megatron_vlm.config.data import DataConfig, TokenCounts
+from megatron_vlm.data.documents import DocumentSource
+from megatron_vlm.data.indexed_reader import IndexedReader
+from megatron_vlm.data.indexed_writer import IndexedWriter
+from megatron_vlm.data.packing import PackPlanner
+
+TOKENS = TokenCounts(vocab_size=50000, eod_id=0, image_token_id=1, pad_id=2)
+IMAGE_TOKENS = 144
+
+
+def write_sources(folder: Path, documents: int) -> dict[str, DocumentSource]:
+    rng = np.random.default_rng(0)
+    prose = np.clip(rng.lognormal(np.log(600), 1.0, documents // 2).astype(int), 16, 20000)
+    with IndexedWriter(folder / "text", np.uint16, multimodal=False) as writer:
+        for length in prose:
+            writer.add_text(np.full(length, 7, np.uint16))
+            writer.end_document()
+        writer.finalize({})
+    with IndexedWriter(folder / "captions", np.int32, multimodal=True) as writer:
+        for length in rng.integers(10, 60, documents - documents // 2):
+            writer.add_image(b"")
+            writer.add_text(np.full(length, 7, np.int32))
+            writer.end_document()
+        writer.finalize({})
+    return {n: DocumentSource(n, IndexedReader(folder / n), TOKENS, IMAGE_TOKENS) for n in ("text", "captions")}
+
+
+def main() -> None:
+    arguments = parser(__doc__, runs=3)
+    arguments.add_argument("--documents", type=int, default=100_000, help="in both sources (default: %(default)s)")
+    arguments.add_argument("--packs", type=int, default=5000, help="planned in a run (default: %(default)s)")
+    arguments.add_argument("--sequence-length", type=int, default=2048, help="positions of a pack (default: %(default)s)")
+    args = arguments.parse_args()
+    stages = [StageConfig(sources={"text": 0.75, "captions": 0.25}, measure="visual_tokens")]
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        sources = write_sources(Path(folder), args.documents)
+        print(f"{args.documents} documents, {args.packs} packs of {args.sequence_length}, 25 % visual tokens")
+        print(f"{'':<14}{'packs/s':>10}{'min':>10}{'max':>10}{'padding':>10}{'visual':>9}")
+        for name, fill in (("holes filled", True), ("holes left", False)):
+            rates = []
+            for _ in range(args.runs):
+                data = DataConfig(sequence_length=args.sequence_length, fill_holes=fill)
+                planner = PackPlanner(sources, stages, data, seed=0)
+                start = time.perf_counter()
+                planner.next_packs(args.packs)
+                rates.append(args.packs / (time.perf_counter() - start))
+            count = planner.fill
+            padding = count.padded / (count.filled + count.padded)
+            visual = planner.mixture.achieved_visual_share
+            rate = sorted(rates)[len(rates) // 2]
+            print(f"{name:<14}{rate:>10.0f}{min(rates):>10.0f}{max(rates):>10.0f}{padding:>10.3%}{visual:>9.2%}")
+            results[name] = {"packs_per_second": rates, "padding_share": padding, "visual_share": visual}
+    report(args, results)
+
+
+if __name__ == "__main__":
+    main()

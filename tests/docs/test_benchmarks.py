@@ -1,0 +1,45 @@
+"""The benchmarks run, agree with themselves, and write what they say they write."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+#: the smallest settings of each
+SMALL = {
+    "bench_assemble": ["--packs", "2", "--sequence-length", "256", "--runs", "1"],
+    "bench_planner": ["--documents", "2000", "--packs", "20", "--runs", "1"],
+    "bench_attention": ["--positions", "128", "--runs", "1"],
+    "bench_step": ["--sequence-length", "16", "--runs", "1"],
+}
+
+
+def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", str(FOLDER / f"{name}.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+
+
+def test_every_benchmark_is_listed() -> None:
+    found = {path.stem for path in FOLDER.glob("bench_*.py")}
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert found == set(SMALL)
+    assert all(f"## {name}.py" in readme for name in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_run(name: str, tmp_path: Path) -> None:
+    assert "--json" in run(name, "--help").stdout
+    file = tmp_path / "results.json"
+    done = run(name, *SMALL[name], "--json", str(file))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("\n") >= 4
+    written = json.loads(file.read_text(encoding="utf-8"))
+    assert written["settings"]["runs"] == 1
+    assert written["results"]
