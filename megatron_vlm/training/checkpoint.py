@@ -19,6 +19,7 @@ from typing import Any
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.validation import StrictHandling
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_vlm import __version__
 from megatron_vlm.config.loading import from_map, to_map, to_yaml
@@ -197,9 +198,11 @@ def load_training(engine: Engine, config: RunConfig, checkpoint: Path, run: dict
 def _load(engine: Engine, checkpoint: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     try:
         loaded = dist_checkpointing.load(wanted, str(checkpoint), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
-    except (dist_checkpointing.core.CheckpointingException, KeyError, RuntimeError) as error:
+    # torch's CheckpointException, raised for a tensor that is missing or has another shape, is no Exception
+    except (CheckpointException, dist_checkpointing.core.CheckpointingException, KeyError, RuntimeError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise DataError(
-            f"{checkpoint}: does not fit this model ({str(error).splitlines()[0]}); its own configuration is in "
+            f"{checkpoint}: does not fit this model ({reason[:300]}); its own configuration is in "
             f"{checkpoint / 'config.yaml'}"
         ) from error
     chunks: Sequence[Any] = [unwrap(chunk) for chunk in engine.chunks]

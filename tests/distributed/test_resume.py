@@ -82,3 +82,11 @@ def test_half_a_checkpoint_is_passed_over_and_an_old_run_is_not_overwritten(data
     assert checkpoints.find_checkpoint(tmp_path) == whole
     with pytest.raises(AssertionError, match="already holds checkpoints"):
         run_ranks(1, steps, config, 1)
+
+
+def test_a_checkpoint_of_another_model_is_refused(data: Path, tmp_path: Path) -> None:
+    folder = {"logging.directory": tmp_path}
+    run_ranks(1, _steps_and_save, configuration(data, **folder), 1)
+    other = configuration(data, **folder, **{"checkpoint.resume": "auto", "model.language.num_layers": 6})
+    with pytest.raises(AssertionError, match="DataError.*does not fit this model"):
+        run_ranks(1, steps, other, 1)
