@@ -13,10 +13,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import multiprocessing
+import queue
 import sys
 from collections.abc import Callable
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import torch
@@ -41,18 +41,33 @@ class _NullStream:
     def synchronize(self) -> None: ...
 
 
+def _is_core(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).startswith("megatron.core")
+
+
 def _answer_core(owner: Any, name: str, reply: Callable[..., Any]) -> None:
     """Replace `owner.name`: `reply(original, *args)` for callers in megatron.core, the original for everyone else."""
     original = getattr(owner, name)
 
     @functools.wraps(original, updated=())
     def dispatch(*args: Any, **kwargs: Any) -> Any:
-        caller = sys._getframe(1).f_globals.get("__name__", "")
-        if caller.startswith("megatron.core"):
+        if _is_core(sys._getframe(1)):
             return reply(original, *args, **kwargs)
         return original(*args, **kwargs)
 
     setattr(owner, name, dispatch)
+
+
+def _answer_core_class(owner: Any, name: str, reply: Callable[..., Any]) -> None:
+    """The same for a class, which stays one: other libraries have it in annotations and ask `isinstance`."""
+    original = getattr(owner, name)
+
+    def new(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if _is_core(sys._getframe(1)):
+            return reply(original, *args, **kwargs)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, type(name, (original,), {"__new__": new, "__module__": original.__module__}))
 
 
 def _is_cuda(device: Any) -> bool:
@@ -82,7 +97,6 @@ _CUDA_CALLS: dict[str, Callable[..., Any]] = {
     "manual_seed": lambda original, seed: torch.manual_seed(seed),
     "current_stream": lambda original, *a: _NullStream(),  # DDP and the checkpoint writer wait for streams
     "default_stream": lambda original, *a: _NullStream(),
-    "Stream": lambda original, *a, **k: _NullStream(),
     "stream": lambda original, stream: contextlib.nullcontext(),
 }
 
@@ -134,7 +148,11 @@ def _patch_optimizer() -> None:
 
 
 def _patch_checkpoint_writer() -> None:
-    """The writer's result queue comes from a spawned Manager that re-imports __main__ (seconds a save); fork instead."""
+    """The writer's result queue comes from a spawned Manager that re-imports __main__ (seconds a save).
+
+    Saves are synchronous here: the queue is filled and emptied by one process and needs none of its own, which would
+    outlive a killed rank and hold its output open.
+    """
     writer = _require(
         importlib.import_module("megatron.core.dist_checkpointing.strategies.filesystem_async"),
         "_results_queue",
@@ -143,13 +161,8 @@ def _patch_checkpoint_writer() -> None:
     )
     if not writer.HAVE_PSUTIL:
         raise UserError("checkpoints need psutil (without it megatron-core's save hangs): pip install psutil")
-
-    def forked_queue() -> Any:
-        if writer._results_queue is None:
-            writer._results_queue = multiprocessing.get_context("fork").Manager().Queue()  # type: ignore[attr-defined]
-        return writer._results_queue
-
-    writer._get_write_results_queue = forked_queue  # type: ignore[attr-defined]
+    results: queue.Queue[Any] = queue.Queue()
+    writer._get_write_results_queue = lambda: results  # type: ignore[attr-defined]
 
 
 def install() -> None:
@@ -167,6 +180,7 @@ def install() -> None:
         _answer_core(torch, name, _factory_on_cpu)
     for name, reply in _CUDA_CALLS.items():
         _answer_core(torch.cuda, name, reply)
+    _answer_core_class(torch.cuda, "Stream", lambda original, *a, **k: _NullStream())
     _answer_core(torch.Tensor, "cuda", lambda original, tensor, *a, **k: tensor)
     # DDP and the distributed optimiser sort parameters by comparing Tensor.type() with "torch.cuda.*Tensor"
     _answer_core(

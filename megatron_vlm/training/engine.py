@@ -94,14 +94,14 @@ class Engine:
         self.stage = stage
         if self.ddp and set(freeze) == set(before or ()):
             return False
-        carried = read_state(self.optimizer, self.ddp) if self.ddp else None
+        carried = read_state(self.optimizer, self.ddp) if self.ddp else ({}, 0)
         self._release()
         for chunk in self.chunks:
             for name, parameter in chunk.named_parameters():
                 parameter.requires_grad_(not frozen_in(name, freeze) and not held_at_zero(name, self.config))
         self._wrap()
-        if carried is not None:
-            write_state(self.optimizer, self.ddp, *carried)
+        # what is new begins with moments of zero, so that a checkpoint can be written before its first update
+        write_state(self.optimizer, self.ddp, *carried)
         return True
 
     def _release(self) -> None:

@@ -51,7 +51,8 @@ class Optimizer:
             start = ends[born - 1] if born else 0
             factor = bias_correction_factor(step + 1, step + 1 - start, adam.adam_beta1, adam.adam_beta2)
             group["lr"] = learning_rate * group["lr_mult"] * factor
-            group["weight_decay"] = adam.weight_decay * group["wd_mult"]
+            # the decay of a step is learning rate x weight decay: the correction is for the moments alone
+            group["weight_decay"] = adam.weight_decay * group["wd_mult"] / factor
 
     @contextmanager
     def leaving_out(self, modules: Sequence[str]) -> Iterator[None]:
@@ -201,5 +202,5 @@ def write_state(optimizer: Optimizer, chunks: Sequence[DistributedDataParallel],
             if old is not None and main is not parameter:
                 main.copy_(old["param"])
     for group in optimizer.groups:
-        if step and group["params"]:
+        if group["params"]:
             group["step"] = step

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+import megatron_vlm.training.loop  # noqa: F401  megatron-core is in this process before any rank is forked
+
 
 def _child(rank: int, world_size: int, store: str, function: Callable[..., Any], args: tuple, pipe: Any) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
@@ -27,7 +29,8 @@ def _child(rank: int, world_size: int, store: str, function: Callable[..., Any],
             timeout=timedelta(seconds=120),
         )
         result = function(*args)
-        dist.barrier()
+        if dist.is_initialized():
+            dist.barrier()
         pipe.send(("done", result))
     except BaseException:
         pipe.send(("failed", traceback.format_exc()))

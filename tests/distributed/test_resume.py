@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from megatron_vlm.training import checkpoint as checkpoints
@@ -79,6 +80,7 @@ def test_half_a_checkpoint_is_passed_over_and_an_old_run_is_not_overwritten(data
     whole = checkpoints.find_checkpoint(tmp_path)
     shutil.copytree(whole, folder / "step-00000004")
     (folder / "step-00000004" / checkpoints.RUN_FILE).write_text("{")
+    (folder / ".step-00000005.partial").mkdir()
     assert checkpoints.find_checkpoint(tmp_path) == whole
     with pytest.raises(AssertionError, match="already holds checkpoints"):
         run_ranks(1, steps, config, 1)
@@ -90,3 +92,41 @@ def test_a_checkpoint_of_another_model_is_refused(data: Path, tmp_path: Path) ->
     other = configuration(data, **folder, **{"checkpoint.resume": "auto", "model.language.num_layers": 6})
     with pytest.raises(AssertionError, match="DataError.*does not fit this model"):
         run_ranks(1, steps, other, 1)
+
+
+def _save_thrice(config: Any) -> list[str]:
+    run = Run(config)
+    run._start()
+    for _ in range(3):
+        run.save()
+        run.step += 1
+    return [child.name() for child in psutil.Process().children(recursive=True)]
+
+
+def test_saves_leave_no_process_and_no_more_folders_than_asked(data: Path, tmp_path: Path) -> None:
+    config = configuration(data, **{"logging.directory": tmp_path, "checkpoint.keep_last": 2})
+    assert run_ranks(2, _save_thrice, config) == [[], []]
+    folder = checkpoints.checkpoint_folder(config)
+    assert sorted(p.name for p in folder.iterdir()) == ["latest", "step-00000001", "step-00000002"]
+    assert (folder / "latest").read_text() == "step-00000002\n"
+
+
+@pytest.mark.parametrize(
+    ("parallel", "fields", "message"),
+    [
+        (
+            {"use_distributed_optimizer": False},
+            {},
+            "was saved with parallel.use_distributed_optimizer True and loads only so",
+        ),
+        ({}, {"model.projector": "{kind: mlp3}"}, "does not fit this model"),
+        ({}, {"model.vision": "{num_layers: 2, hidden_size: 32}"}, "does not fit this model"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    parallel: dict[str, Any], fields: dict[str, Any], message: str, data: Path, tmp_path: Path
+) -> None:
+    run_ranks(1, _steps_and_save, configuration(data, **{"logging.directory": tmp_path}), 1)
+    again = {"logging.directory": tmp_path, "checkpoint.resume": "auto", **fields}
+    with pytest.raises(AssertionError, match=message):
+        run_ranks(1, steps, configuration(data, parallel, **again), 1)

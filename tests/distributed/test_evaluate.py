@@ -1,0 +1,64 @@
+"""A checkpoint evaluated in another layout gives the same table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_vlm.cli.main import main
+from megatron_vlm.training.loop import Run
+from tests.distributed.ranks import run_ranks
+from tests.distributed.tiny_run import SAMPLE, TP2, configuration
+
+pytestmark = pytest.mark.distributed
+
+LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
+    "one rank": (1, {}),
+    "pp2 x vp2": (2, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
+    "dp2": (2, {"tensor_model_parallel_size": 1}),
+}
+
+
+def _train(config: Any) -> None:
+    Run(config).train()
+
+
+def _evaluate(arguments: list[str]) -> int:
+    return main(["evaluate", *arguments])
+
+
+def _results(ranks: int, folder: Path, output: Path, parallel: dict[str, int]) -> dict[str, Any]:
+    arguments = [str(folder), "--limit", "16", "--output", str(output)]
+    arguments += ["--naming", f"seen={SAMPLE / 'images' / 'train-00000.tar'}"]
+    for name, value in parallel.items():
+        arguments += [f"--parallel.{name}", str(value)]
+    assert run_ranks(ranks, _evaluate, arguments) == [0] * ranks
+    return json.loads(output.read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run at TP2, and its evaluation there."""
+    folder = tmp_path_factory.mktemp("run")
+    held_out = f"{{captions: '{data / 'captions'}'}}"
+    run_ranks(2, _train, configuration(data, TP2, **{"logging.directory": folder, "data.validation": held_out}))
+    return folder, _results(2, folder, folder / "results.json", {})
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_same_results_elsewhere(name: str, trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, expected = trained
+    ranks, parallel = LAYOUTS[name]
+    results = _results(ranks, folder, tmp_path / "results.json", parallel)
+    assert results["step"] == 5
+    assert results["naming"] == expected["naming"]
+    for source, theirs in expected["held_out"].items():
+        ours = results["held_out"][source]
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            assert ours[key] == (value if isinstance(value, str | None) else pytest.approx(value, abs=2e-5)), key
+    assert expected["held_out"]["captions"]["documents"] == 16
+    assert expected["naming"]["seen"]["questions"] == 16

@@ -1,0 +1,109 @@
+"""The encoder: every patch sees every patch of its own picture, and the families are those they are named after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_vlm.config.model import ModelConfig, VisionConfig
+from megatron_vlm.config.parallel import ParallelConfig
+from megatron_vlm.models.transformer_configs import vision_config
+from megatron_vlm.models.vision import VisionEncoder
+from megatron_vlm.ops.patchify import patchify
+from megatron_vlm.parallel import topology
+from tests.distributed.ranks import run_ranks
+from tests.models import families
+
+SHAPE: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_layers": 3,
+    "ffn_hidden_size": 64,
+}
+#: as the original checkpoints of each family are read
+FAMILIES: dict[str, dict[str, Any]] = {
+    "siglip": {"kind": "siglip", "activation": "gelu_tanh", "norm_epsilon": 1e-6},
+    "clip": {
+        "kind": "clip",
+        "activation": "quick_gelu",
+        "norm_epsilon": 1e-5,
+        "skip_last_layers": 1,
+        "final_norm": False,
+        "pixel_mean": (0.48, 0.46, 0.41),
+        "pixel_std": (0.27, 0.26, 0.28),
+    },
+    "dinov2": {"kind": "dinov2", "activation": "gelu", "norm_epsilon": 1e-6, "register_tokens": 2},
+}
+
+
+def _encoder(name: str, parallel: ParallelConfig | None = None) -> VisionEncoder:
+    parallel = parallel or ParallelConfig()
+    topology.initialize(parallel, seed=1)
+    vision = VisionConfig(**SHAPE, **FAMILIES[name])
+    encoder = VisionEncoder(vision, vision_config(ModelConfig(vision=vision), parallel, "cpu"), "host").eval()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():  # first weights are the business of models.initialization
+        for parameter in encoder.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return encoder
+
+
+def _pictures(count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(4)
+    return torch.randint(0, 256, (count, 32, 32, 3), generator=generator, dtype=torch.uint8)
+
+
+@torch.no_grad()
+def _against_the_original(name: str) -> tuple[list[str], float, float]:
+    encoder, pictures = _encoder(name), _pictures(3)
+    mean, std = (torch.tensor(v) for v in (encoder.vision.pixel_mean, encoder.vision.pixel_std))
+    scaled = ((pictures / 255.0 - mean) / std).permute(0, 3, 1, 2)
+    weights, expected = getattr(families, name)(scaled)
+    own = dict(encoder.named_parameters())
+    for parameter, value in ((own.pop(key), value) for key, value in weights.items()):
+        parameter.copy_(value)
+    features = encoder(pictures)
+    assert features.shape == (3, 16, 32)
+    return list(own), float((features - expected).abs().max()), float(expected.abs().max())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_features_are_those_of_the_original(name: str) -> None:
+    forgotten, difference, size = run_ranks(1, _against_the_original, name)[0]
+    assert forgotten == []
+    assert difference < 2e-6 * size
+
+
+@torch.no_grad()
+def _what_sees_what(name: str) -> tuple[bool, bool, bool]:
+    encoder, pictures = _encoder(name), _pictures(2)
+    before = encoder(pictures)
+    changed = pictures.clone()
+    changed[0, 24:, 24:] ^= 0x80  # the last patch of the first picture
+    after = encoder(changed)
+    one = encoder(pictures[1:])
+    return (
+        bool((before[0] != after[0]).any(dim=1).all()),
+        bool((before[1] == after[1]).all()),
+        bool(torch.allclose(before[1], one[0], rtol=0, atol=2e-6)),
+    )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_patch_sees_the_last_one_and_no_other_picture(name: str) -> None:
+    sees_all, alone, as_alone = run_ranks(1, _what_sees_what, name)[0]
+    assert sees_all
+    assert alone
+    assert as_alone
+
+
+def test_patches_come_in_reading_order() -> None:
+    """The picture of one bright patch moves the patch embedding of that place alone."""
+    picture = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+    picture[0, 8:16, 16:24] = 255  # second row, third column
+    rows = patchify(picture, 8, torch.zeros(3), torch.ones(3), torch.float32)[0]
+    assert rows.any(dim=1).nonzero().flatten().tolist() == [6]
