@@ -33,11 +33,14 @@ def run(args: argparse.Namespace) -> int:
 
     path: Path = args.path
     if path.is_dir():
-        if not (path / "metadata.json").is_file():
+        if not _holds_checkpoint(path):
             raise DataError(
-                f"{path} is a folder without metadata.json, so it is no checkpoint; a dataset is named "
-                "by its prefix, the path of its .bin without the suffix"
+                f"{path} is a folder that holds no checkpoint; a dataset is named by its prefix, the path of its .bin "
+                "without the suffix"
             )
+        from megatron_vlm.cli.quiet import quiet_host_warnings
+
+        quiet_host_warnings()
         from megatron_vlm.training.checkpoint import describe_checkpoint
 
         print(describe_checkpoint(path))
@@ -56,6 +59,11 @@ def run(args: argparse.Namespace) -> int:
     for line in describe_document(reader, args.document, tokenizer, args.save_images):
         print(line)
     return 0
+
+
+def _holds_checkpoint(folder: Path) -> bool:
+    """A step's folder, or a run's. Told by file names, so that a mistyped dataset is answered without loading torch."""
+    return any(next(folder.glob(f"{where}metadata.json"), None) for where in ("", "step-*/", "checkpoints/step-*/"))
 
 
 def describe_dataset(reader: IndexedReader) -> str:

@@ -198,7 +198,8 @@ class Run:
             if self.step > started_at and (done or asked or wanted):
                 self.save()
             if asked and not done:
-                self.say(f"asked to stop: saved at step {self.step}")
+                saved = "saved" if self.step > started_at else "nothing new to save"
+                self.say(f"asked to stop: {saved} at step {self.step}")
                 return Outcome(EXIT_SAVED_ON_SIGNAL, self.step, self.last_checkpoint)
             if done:
                 return Outcome(0, self.step, self.last_checkpoint)

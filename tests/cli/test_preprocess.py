@@ -164,7 +164,7 @@ def test_inspect_warns_of_another_tokenizer(
 
 def test_inspect_of_a_folder_that_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(tmp_path)]) == 2
-    assert "without metadata.json" in capsys.readouterr().err
+    assert "holds no checkpoint" in capsys.readouterr().err
 
 
 def test_the_tool_with_megatrons_flags_writes_megatrons_names(
