@@ -5,6 +5,7 @@ Every problem is reported at once; each names the field, the reason and the near
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from megatron_vlm.config.run import RunConfig
@@ -25,9 +26,23 @@ def _nearest_multiple(of: int, wanted: int) -> int:
 
 def _positive(config: RunConfig) -> Iterator[str]:
     for section, names in {
-        "model.language": ("num_layers", "hidden_size", "num_attention_heads", "vocab_pad_multiple"),
-        "model.vision": ("image_size", "patch_size", "num_layers", "hidden_size", "num_attention_heads"),
-        "model.projector": ("pixel_shuffle",),
+        "model.language": (
+            "num_layers",
+            "hidden_size",
+            "num_attention_heads",
+            "num_query_groups",
+            "ffn_hidden_size",
+            "vocab_pad_multiple",
+        ),
+        "model.vision": (
+            "image_size",
+            "patch_size",
+            "num_layers",
+            "hidden_size",
+            "num_attention_heads",
+            "ffn_hidden_size",
+        ),
+        "model.projector": ("hidden_size", "pixel_shuffle"),
         "data": ("sequence_length", "min_piece", "lookahead"),
         "parallel": (
             "tensor_model_parallel_size",
@@ -41,23 +56,31 @@ def _positive(config: RunConfig) -> Iterator[str]:
         for part in section.split("."):
             node = getattr(node, part)
         for name in names:
-            if getattr(node, name) < 1:
-                yield f"{section}.{name}: {getattr(node, name)} must be at least 1"
+            value = getattr(node, name)
+            if value is not None and value < 1:
+                yield f"{section}.{name}: {value} must be at least 1"
 
 
 def _model(config: RunConfig) -> Iterator[str]:
     language, vision = config.model.language, config.model.vision
     shuffle = config.model.projector.pixel_shuffle
-    for name, part in (("language", language), ("vision", vision)):
-        if part.hidden_size % part.num_attention_heads:
-            yield (
-                f"model.{name}.num_attention_heads: {part.num_attention_heads} does not divide hidden_size "
-                f"{part.hidden_size}; nearest that does: {_nearest_divisor(part.hidden_size, part.num_attention_heads)}"
-            )
-    if language.hidden_size % language.num_attention_heads == 0 and language.head_dim % 2:
+    heads = language.num_attention_heads
+    if language.hidden_size % 2:
         yield (
-            f"model.language.num_attention_heads: rotary positions need an even head size, and "
-            f"{language.hidden_size} / {language.num_attention_heads} = {language.head_dim}"
+            f"model.language.hidden_size: {language.hidden_size} is odd, and rotary positions need heads of an even size; "
+            f"nearest: {language.hidden_size + 1}"
+        )
+    elif language.hidden_size % heads or language.head_dim % 2:
+        # heads of an even size are the divisors of half the width
+        nearest = _nearest_divisor(language.hidden_size // 2, heads)
+        yield (
+            f"model.language.num_attention_heads: {heads} does not divide hidden_size {language.hidden_size} into heads of "
+            f"an even size, as rotary positions need; nearest that does: {nearest}"
+        )
+    if vision.hidden_size % vision.num_attention_heads:
+        yield (
+            f"model.vision.num_attention_heads: {vision.num_attention_heads} does not divide hidden_size "
+            f"{vision.hidden_size}; nearest that does: {_nearest_divisor(vision.hidden_size, vision.num_attention_heads)}"
         )
     if language.num_attention_heads % language.query_groups:
         yield (
@@ -66,14 +89,15 @@ def _model(config: RunConfig) -> Iterator[str]:
             f"{_nearest_divisor(language.num_attention_heads, language.query_groups)}"
         )
     if vision.patch_size > vision.image_size:
-        yield f"model.vision.patch_size: {vision.patch_size} is larger than image_size {vision.image_size}"
+        most = max(1, vision.image_size // shuffle)
+        yield f"model.vision.patch_size: {vision.patch_size} is larger than image_size {vision.image_size}; at most {most}"
     elif vision.grid % shuffle:
         yield (
             f"model.projector.pixel_shuffle: {shuffle} does not divide the {vision.grid} x {vision.grid} patches of a "
             f"picture; nearest that does: {_nearest_divisor(vision.grid, shuffle)}"
         )
     if vision.register_tokens and vision.kind != "dinov2":
-        yield f"model.vision.register_tokens: only dinov2 has register tokens, kind is {vision.kind}"
+        yield f"model.vision.register_tokens: only dinov2 has register tokens, kind is {vision.kind}; set it to 0"
     if not 0 <= vision.skip_last_layers < vision.num_layers:
         yield (
             f"model.vision.skip_last_layers: {vision.skip_last_layers} must be from 0 to {vision.num_layers - 1} "
@@ -86,17 +110,19 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     vp = parallel.virtual_pipeline_model_parallel_size
     where = "parallel.tensor_model_parallel_size"
-    for name, value in (
-        ("model.language.num_attention_heads", language.num_attention_heads),
-        ("model.language.num_query_groups", language.query_groups),
-        ("model.language.ffn_hidden_size", language.ffn_width),
-        ("model.vision.num_attention_heads", vision.num_attention_heads),
-        ("model.vision.ffn_hidden_size", vision.ffn_width),
-        ("model.language.vocab_pad_multiple", language.vocab_pad_multiple),
-        ("model.projector.hidden_size", config.model.projector.hidden_size or language.hidden_size),
-    ):
+    split = {
+        "model.language.num_attention_heads": language.num_attention_heads,
+        "model.language.num_query_groups": language.query_groups,
+        "model.language.ffn_hidden_size": language.ffn_width,
+        "model.vision.num_attention_heads": vision.num_attention_heads,
+        "model.vision.ffn_hidden_size": vision.ffn_width,
+        "model.language.vocab_pad_multiple": language.vocab_pad_multiple,
+        "model.projector.hidden_size": config.model.projector.hidden_size or language.hidden_size,
+    }
+    nearest = _nearest_divisor(math.gcd(*split.values()), tp)  # one value that suits all of them
+    for name, value in split.items():
         if value % tp:
-            yield f"{where}: {tp} does not divide {name} {value}; nearest that does: {_nearest_divisor(value, tp)}"
+            yield f"{where}: {tp} does not divide {name} {value}; nearest that does: {nearest}"
     if language.num_layers % (pp * vp):
         chunks = _nearest_divisor(language.num_layers, pp * vp)
         sizes = f"pipeline x virtual = {pp} x {vp} = {pp * vp}"
@@ -131,16 +157,16 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
         return
     dp = world_size // (tp * pp)
     batch, micro = config.schedule.global_batch_size, config.schedule.micro_batch_size
+    nearest_batch = _nearest_multiple(micro * dp * (pp if vp > 1 else 1), batch)
     if batch % (micro * dp):
         yield (
             f"schedule.global_batch_size: {batch} is not a multiple of micro_batch_size x data-parallel size = "
-            f"{micro} x {dp} = {micro * dp}; nearest that is: {_nearest_multiple(micro * dp, batch)}"
+            f"{micro} x {dp} = {micro * dp}; nearest that is: {nearest_batch}"
         )
     elif vp > 1 and (batch // (micro * dp)) % pp:
         yield (
             f"schedule.global_batch_size: the interleaved schedule needs the {batch // (micro * dp)} micro-batches of a "
-            f"rank to be a multiple of pipeline_model_parallel_size {pp}; nearest batch: "
-            f"{_nearest_multiple(micro * dp * pp, batch)}"
+            f"rank to be a multiple of pipeline_model_parallel_size {pp}; nearest batch: {nearest_batch}"
         )
 
 
@@ -165,8 +191,8 @@ def _curriculum(config: RunConfig) -> Iterator[str]:
             yield f"{where}: give until or until_tokens, not both"
         if stage.until is not None and not 0 < stage.until <= 1:
             yield f"{where}.until: {stage.until} is a share of the run, above 0 and at most 1"
-        if end <= previous and not (end == previous == 0):
-            yield f"{where}: ends at step {end}, not after the stage before it (step {previous}); raise until"
+        if index and end <= previous and not (end == previous == 0):
+            yield f"{where}: ends at step {end}, not after the stage before it (step {previous}); {_later(config, index)}"
         previous = end
         if not stage.sources:
             yield f"{where}.sources: name at least one of data.sources: {', '.join(config.data.sources) or '(none given)'}"
@@ -175,19 +201,30 @@ def _curriculum(config: RunConfig) -> Iterator[str]:
                 known = ", ".join(config.data.sources) or "none"
                 yield f"{where}.sources.{source}: not one of data.sources ({known}); add --data.sources.{source} PREFIX"
             if weight < 0:
-                yield f"{where}.sources.{source}: weight {weight} is negative"
+                yield f"{where}.sources.{source}: weight {weight} is negative; at least 0"
         if stage.sources and sum(stage.sources.values()) <= 0:
-            yield f"{where}.sources: the weights sum to 0"
+            yield f"{where}.sources: the weights sum to 0; give one above 0"
         if stage.measure == "visual_tokens" and sum(stage.sources.values()) > 1 + 1e-6:
             total = sum(stage.sources.values())
-            yield f"{where}.sources: with measure visual_tokens the weights are shares and sum to 1; they sum to {total:g}"
+            yield f"{where}.sources: with measure visual_tokens the weights are shares and sum to 1; they sum to {total:.9g}"
         if stage.lr_policy == "rewarm" and stage.rewarm_steps < 1:
-            yield f"{where}.rewarm_steps: lr_policy rewarm needs at least 1 step"
+            yield f"{where}.rewarm_steps: {stage.rewarm_steps}, but lr_policy rewarm needs at least 1 step"
     if stages and config.stage_ends()[-1] < config.total_steps:
+        remedy = "until_tokens out" if stages[-1].until_tokens is not None else "until out or set it to 1.0"
         yield (
             f"curriculum.stages.{len(stages) - 1} ({stages[-1].name}): the last stage ends at step {previous} of "
-            f"{config.total_steps}; leave its until out or set it to 1.0"
+            f"{config.total_steps}; leave its {remedy}"
         )
+
+
+def _later(config: RunConfig, index: int) -> str:
+    """What would make stage `index` end after the one before it."""
+    previous = config.stage_ends()[index - 1]
+    if previous >= config.total_steps:
+        return f"the run ends there: let stage {index - 1} end before"
+    if config.curriculum.stages[index].until_tokens is not None:
+        return f"until_tokens must be at least {previous * config.tokens_per_step + 1}"
+    return f"until must be at least {(previous + 1) / config.total_steps:.6g}"
 
 
 def _data(config: RunConfig) -> Iterator[str]:
@@ -222,8 +259,12 @@ def _schedule(config: RunConfig) -> Iterator[str]:
             f"schedule.warmup_steps: {schedule.warmup_steps} leaves no step after the warm-up in a run of "
             f"{config.total_steps}; at most {max(config.total_steps - 1, 0)}"
         )
-    if schedule.min_lr > schedule.lr:
-        yield f"schedule.min_lr: {schedule.min_lr:g} is above schedule.lr {schedule.lr:g}"
+    if not (schedule.lr > 0 and math.isfinite(schedule.lr)):
+        yield f"schedule.lr: {schedule.lr:g} must be above 0 and finite"
+    elif not 0 <= schedule.min_lr <= schedule.lr:
+        yield f"schedule.min_lr: {schedule.min_lr:g} must be from 0 to schedule.lr {schedule.lr:g}"
+    if schedule.warmup_steps < 0:
+        yield f"schedule.warmup_steps: {schedule.warmup_steps} must be at least 0"
     if not 0 < schedule.wsd_decay_share <= 1:
         yield f"schedule.wsd_decay_share: {schedule.wsd_decay_share} is a share of the run, above 0 and at most 1"
     for module in config.optimizer.lr_mult:

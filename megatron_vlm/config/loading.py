@@ -30,11 +30,16 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's numbers: 3e-3 and 1e9 are floats, which PyYAML's 1.1 rules read as text."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?([0-9][0-9_]*)(\.[0-9_]*)?([eE][-+]?[0-9]+)$"),
-    list("-+0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_Loader` would read as numbers, such as a folder called 1e5."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?([0-9][0-9_]*)(\.[0-9_]*)?([eE][-+]?[0-9]+)$"),
+        list("-+0123456789"),
+    )
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -180,6 +185,9 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"--{key}: {part!r} was already given a value")
+        earlier = node.get(parts[-1])
+        if isinstance(earlier, Mapping) and isinstance(value, Mapping):
+            value = merge(earlier, value)
         node[parts[-1]] = value
     return result
 
@@ -243,4 +251,5 @@ def to_map(config: RunConfig) -> dict[str, Any]:
 
 
 def to_yaml(config: RunConfig) -> str:
-    return yaml.safe_dump(to_map(config), sort_keys=False, allow_unicode=True)
+    """The configuration as YAML that `load_config(file=...)` reads back to the same."""
+    return yaml.dump(to_map(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -114,10 +114,11 @@ class DocumentSource:
         return out, pictures
 
     def _check(self, text: npt.NDArray[Any], document: int) -> None:
-        if int(text.max()) >= self.token_counts.vocab_size or int(text.min()) < 0:
+        least, most = int(text.min()), int(text.max())
+        if most >= self.token_counts.vocab_size or least < 0:
             raise DataError(
-                f"{self.reader.prefix}, document {document}: token id {int(text.max())} is outside the vocabulary of "
-                f"{self.token_counts.vocab_size}; the dataset was made with another tokenizer"
+                f"{self.reader.prefix}, document {document}: token id {least if least < 0 else most} is outside the "
+                f"vocabulary of {self.token_counts.vocab_size}; the dataset was made with another tokenizer"
             )
         if (text == self.token_counts.image_token_id).any():
             raise DataError(

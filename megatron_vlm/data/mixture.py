@@ -22,10 +22,12 @@ class Account:
 
 
 class Mixture:
-    """Chooses the source that is furthest behind its share.
+    """Chooses the source that is furthest behind its share, and keeps others from filling its holes without end.
 
-    At any prefix the realised share is within one document of the planned one, as long as each source's next document
-    fits where it is due; what does not fit is made up for at once after.
+    At any prefix of two sources the realised share is within a pack of the planned one (counted in samples: within the
+    documents that a pack holds on average, or one). With n sources it nearly always is, and n - 1 packs are the bound: each
+    may wait to open a pack with a document that needs a whole one. Where nothing that fits may be taken, padding is left:
+    were every hole filled, a source of short documents would take whatever share the others' holes happen to have.
 
     Raises:
         ConfigError: a share of visual tokens that the sources' captions make unreachable.
@@ -71,15 +73,28 @@ class Mixture:
         tokens = sum(account.tokens for account in self.accounts.values())
         return sum(account.visual for account in self.accounts.values()) / tokens if tokens else 0.0
 
-    def by_need(self) -> list[str]:
-        """Sources, the one furthest behind (in tokens) first; ties go by the order of the stage's weights."""
+    def candidates(self, space: int, capacity: int) -> list[str]:
+        """Sources that may fill `space` positions of a pack of `capacity`: the one furthest behind first, then those
+        that can without more than a pack being ahead in all. Ties go by the order of the stage's weights.
+        """
+        behind = self._behind()
+        first, *others = sorted(behind, key=lambda name: -behind[name])
+        more, most = float(space), float(capacity)
+        if self.stage.measure == "samples":
+            mean = sum(weight * self.sources[name].mean_positions for name, weight in self._weights.items())
+            more, most = 1.0, max(1.0, capacity / mean)
+        ahead = -sum(value for value in behind.values() if value < 0)
+        return [first, *(name for name in others if ahead + more - max(0.0, behind[name]) <= most)]
+
+    def _behind(self) -> dict[str, float]:
+        """By how much each source is behind its share, negative where it is ahead: positions, or documents for samples."""
         accounts, stage = self.accounts, self.stage
         tokens = sum(account.tokens for account in accounts.values())
         behind: dict[str, float] = {}
         if stage.measure == "samples":
             documents = sum(account.documents for account in accounts.values())
             for name, weight in self._weights.items():
-                behind[name] = (weight * documents - accounts[name].documents) * self.sources[name].mean_positions
+                behind[name] = weight * documents - accounts[name].documents
         else:
             for name, share in self._visual.items():
                 behind[name] = (share * tokens - accounts[name].visual) / self.sources[name].visual_share
@@ -88,7 +103,7 @@ class Mixture:
             owed = -sum(behind.values())
             for name, weight in self._weights.items():
                 behind[name] = weight * (others + owed) - accounts[name].tokens
-        return sorted(behind, key=lambda name: -behind[name])
+        return behind
 
     def record(self, name: str, tokens: int, visual: int, begins: bool) -> None:
         account = self.accounts[name]

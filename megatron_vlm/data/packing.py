@@ -154,7 +154,7 @@ class PackPlanner:
         capacity = self.data.sequence_length
         space, spans = capacity, []
         while space:
-            for name in self.mixture.by_need():
+            for name in self.mixture.candidates(space, capacity):
                 span = self.streams[name].take(space)
                 if span is not None:
                     break

@@ -23,6 +23,9 @@ def decode_picture(encoded: bytes, size: int, where: str) -> npt.NDArray[np.uint
     try:
         picture: Image.Image = Image.open(io.BytesIO(encoded))
         picture.draft("RGB", (size, size))
+        if picture.mode == "I" or picture.mode.startswith("I;16"):
+            # 16-bit grey: Pillow's own conversion would clip it to white
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
         if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
             picture = picture.convert("RGBA")
             ground = Image.new("RGBA", picture.size, "white")

@@ -1,8 +1,9 @@
 """Floating-point operations of the model, counted exactly from its shapes and the documents of a batch.
 
 A product of `[m, k]` and `[k, n]` is 2*m*k*n. Attention is counted as what a causal document needs: half of its square,
-diagonal included. The backward pass is twice the forward; parts that no gradient reaches have none. Recomputation is not
-counted (model FLOPs, not hardware FLOPs).
+diagonal included. Backward, a matrix costs its forward once for its own gradient and once for its input's, each only
+where it is needed: frozen weights have no gradient, and pictures and whatever has nothing to learn below it get none.
+Recomputation is not counted (model FLOPs, not hardware FLOPs).
 """
 
 from __future__ import annotations
@@ -22,8 +23,29 @@ class BatchShape:
     pictures: int
 
 
-def language_forward_flops(model: ModelConfig, vocab_size: int, positions: int, lengths: Iterable[int]) -> int:
-    """Language blocks and the output layer, forward, packed documents."""
+@dataclass(frozen=True)
+class _Forward:
+    """Forward operations of a module, by what their backward pass depends on."""
+
+    first: int  # matrices that the module's input enters
+    matrices: int  # all others that have weights
+    attention: int  # products of activations with activations
+
+    @property
+    def total(self) -> int:
+        return self.first + self.matrices + self.attention
+
+    def with_backward(self, learns: bool, below_learns: bool) -> int:
+        if not (learns or below_learns):
+            return self.total
+        return (
+            self.first * (1 + learns + below_learns)
+            + self.matrices * (2 + learns)  # their inputs need a gradient: for what is below, or for `first`
+            + self.attention * 3
+        )
+
+
+def _language(model: ModelConfig, vocab_size: int, positions: int, lengths: Iterable[int]) -> _Forward:
     language = model.language
     hidden, heads, groups, head = (
         language.hidden_size,
@@ -37,48 +59,62 @@ def language_forward_flops(model: ModelConfig, vocab_size: int, positions: int, 
     attention = 2 * 2 * pairs * heads * head  # scores, and the weighted sum of values
     up = 2 if language.activation == "swiglu" else 1
     mlp = 2 * positions * hidden * language.ffn_width * (up + 1)
-    return language.num_layers * (qkv + out + attention + mlp) + 2 * positions * hidden * vocab_size
+    output = 2 * positions * hidden * vocab_size
+    # the embedding learns with the rest and costs no product, so that no matrix is the first that learns
+    return _Forward(0, language.num_layers * (qkv + out + mlp) + output, language.num_layers * attention)
 
 
-def vision_forward_flops(model: ModelConfig, pictures: int) -> int:
-    """Patch embedding and layers of the encoder, forward."""
+def _vision(model: ModelConfig, pictures: int) -> _Forward:
     vision = model.vision
     tokens = vision.patches + vision.prefix_tokens
     hidden, width = vision.hidden_size, vision.ffn_width
     patches = 2 * vision.patches * 3 * vision.patch_size**2 * hidden
     up = 2 if vision.activation == "swiglu" else 1
-    layer = 2 * tokens * hidden * 4 * hidden + 4 * tokens * tokens * hidden + 2 * tokens * hidden * width * (up + 1)
-    return pictures * (patches + (vision.num_layers - vision.skip_last_layers) * layer)
+    layers = pictures * (vision.num_layers - vision.skip_last_layers)
+    matrices = 2 * tokens * hidden * 4 * hidden + 2 * tokens * hidden * width * (up + 1)
+    return _Forward(pictures * patches, layers * matrices, layers * 4 * tokens * tokens * hidden)
 
 
-def projector_forward_flops(model: ModelConfig, pictures: int) -> int:
+def _projector(model: ModelConfig, pictures: int) -> _Forward:
     projector = model.projector
     size = model.vision.hidden_size * projector.pixel_shuffle**2
     out = model.language.hidden_size
     width = projector.hidden_size or out
-    matrices = {
-        "linear": size * out,
-        "mlp2": size * width + width * out,
-        "mlp3": size * width + width**2 + width * out,
-    }
-    return 2 * pictures * model.image_tokens * matrices[projector.kind]
+    first, rest = {
+        "linear": (size * out, 0),
+        "mlp2": (size * width, width * out),
+        "mlp3": (size * width, width**2 + width * out),
+    }[projector.kind]
+    rows = pictures * model.image_tokens
+    return _Forward(2 * rows * first, 2 * rows * rest, 0)
+
+
+def language_forward_flops(model: ModelConfig, vocab_size: int, positions: int, lengths: Iterable[int]) -> int:
+    """Language blocks and the output layer, forward, packed documents."""
+    return _language(model, vocab_size, positions, lengths).total
+
+
+def vision_forward_flops(model: ModelConfig, pictures: int) -> int:
+    """Patch embedding and layers of the encoder, forward."""
+    return _vision(model, pictures).total
+
+
+def projector_forward_flops(model: ModelConfig, pictures: int) -> int:
+    """The projector's matrices, forward."""
+    return _projector(model, pictures).total
 
 
 def step_flops(model: ModelConfig, vocab_size: int, batch: BatchShape, frozen: Iterable[str] = ()) -> int:
     """Forward and backward of one step over `batch` (a global batch gives the whole step's).
 
     `frozen` names modules without gradient: a frozen module has no weight gradients, and a frozen encoder, below which
-    nothing learns, no backward at all.
+    nothing learns, no backward at all. Prefixes of parameters' names are passed over.
     """
     frozen = set(frozen)
-    language = language_forward_flops(model, vocab_size, batch.positions, batch.document_lengths)
-    projector = projector_forward_flops(model, batch.pictures)
-    vision = vision_forward_flops(model, batch.pictures)
-    below_learns = batch.pictures > 0 and not {"vision", "projector"} <= frozen
-    total = language * (3 if "language" not in frozen else 1 + below_learns)
-    encoder_learns = "vision" not in frozen
-    if "projector" not in frozen:
-        total += projector * (3 if encoder_learns else 2)
-    else:
-        total += projector * (2 if encoder_learns else 1)
-    return total + vision * (3 if encoder_learns else 1)
+    vision_learns, projector_learns = (batch.pictures > 0 and module not in frozen for module in ("vision", "projector"))
+    language = _language(model, vocab_size, batch.positions, batch.document_lengths)
+    return (
+        language.with_backward("language" not in frozen, vision_learns or projector_learns)
+        + _projector(model, batch.pictures).with_backward(projector_learns, vision_learns)
+        + _vision(model, batch.pictures).with_backward(vision_learns, False)
+    )

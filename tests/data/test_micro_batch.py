@@ -1,0 +1,128 @@
+"""A micro-batch agrees with itself: rows for every slot, losses by modality, documents apart."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from megatron_vlm.config.data import TokenCounts
+from megatron_vlm.data.documents import DocumentSource, Span
+from megatron_vlm.data.indexed_reader import IndexedReader
+from megatron_vlm.data.indexed_writer import IndexedWriter
+from megatron_vlm.data.micro_batch import MicroBatch, MicroBatchMaker
+from megatron_vlm.errors import DataError
+from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_NONE, MODALITY_TEXT
+
+EOD, IMAGE, PAD = 0, 1, 2
+TOKENS = TokenCounts(vocab_size=100, eod_id=EOD, image_token_id=IMAGE, pad_id=PAD)
+IMAGE_TOKENS, LENGTH, SIZE = 3, 12, 4
+
+
+def picture(shade: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (SIZE, SIZE), (shade, 0, 255 - shade)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> list[DocumentSource]:
+    with IndexedWriter(tmp_path / "text", np.uint16) as writer:
+        writer.add_text([10, 11, 12, 13, 14, 15, EOD])
+        writer.end_document()
+    with IndexedWriter(tmp_path / "captions", np.int32, multimodal=True) as writer:
+        for document in ([10, [20, 21, EOD]], [[30], 20, [31], 30], [b"damaged", [5]], [[40, 41, EOD]]):
+            for part in document:  # type: ignore[attr-defined]
+                if isinstance(part, list):
+                    writer.add_text(part)
+                else:
+                    writer.add_image(part if isinstance(part, bytes) else picture(part))
+            writer.end_document()
+    return [DocumentSource(n, IndexedReader(tmp_path / n), TOKENS, IMAGE_TOKENS) for n in ("text", "captions")]
+
+
+#: pack 0: a caption, then a text cut short; pack 1: an interleaved document and the rest of the text
+PACKS = [[Span(1, 0, 0, 5), Span(0, 0, 0, 4)], [Span(1, 1, 0, 8), Span(0, 0, 4, 2)]]
+
+
+def batch(sources: list[DocumentSource], decode: bool = True, packs: list[list[Span]] = PACKS) -> MicroBatch:
+    return MicroBatchMaker(sources, LENGTH, TOKENS, IMAGE_TOKENS, SIZE, decode)(packs)
+
+
+def test_every_field(sources: list[DocumentSource]) -> None:
+    made = batch(sources)
+    i, p, e = IMAGE, PAD, EOD
+    first = [i, i, i, 20, 21, 10, 11, 12, 13, p, p, p]
+    second = [30, i, i, i, 31, i, i, i, 14, 15, p, p]
+    assert made.tokens.tolist() == [first + second]
+    labels = [p, p, 20, 21, e, 11, 12, 13, 14, p, p, p] + [p, p, p, 31, p, p, p, e, 15, e, p, p]
+    assert made.labels.tolist() == [labels]
+    c, t, n = MODALITY_CAPTION, MODALITY_TEXT, MODALITY_NONE
+    modality = [n, n, c, c, c, t, t, t, t, n, n, n] + [n, n, n, c, n, n, n, c, t, t, n, n]
+    assert made.label_modality.tolist() == [modality]
+    assert made.loss_mask.tolist() == [[float(m != n) for m in modality]]
+    assert made.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 0, 1]]
+    assert made.cu_seqlens.tolist() == [0, 5, 9, 12, 20, 22, 24]
+    assert made.document_lengths == (5, 4, 3, 8, 2, 2)
+    assert made.max_seqlen == 8
+    assert made.image_slots.tolist() == [0, 1, 2, 13, 14, 15, 17, 18, 19]
+    assert made.pictures == 3
+    assert made.pixels is not None
+    assert made.pixels[:, 0, 0].tolist() == [[10, 0, 245], [20, 0, 235], [30, 0, 225]], "in reading order"
+
+
+def test_shapes_and_types(sources: list[DocumentSource]) -> None:
+    made = batch(sources)
+    for name, dtype in {
+        "tokens": torch.int64,
+        "labels": torch.int64,
+        "position_ids": torch.int64,
+        "loss_mask": torch.float32,
+        "label_modality": torch.uint8,
+    }.items():
+        value = getattr(made, name)
+        assert (value.shape, value.dtype) == ((1, 2 * LENGTH), dtype), name
+    assert (made.cu_seqlens.dtype, made.image_slots.dtype) == (torch.int32, torch.int64)
+    assert made.pixels is not None
+    assert (made.pixels.shape, made.pixels.dtype) == ((3, SIZE, SIZE, 3), torch.uint8)
+    assert len(made.image_slots) == made.pictures * IMAGE_TOKENS
+
+
+def test_ranks_without_an_encoder_know_the_slots_and_read_no_picture(sources: list[DocumentSource]) -> None:
+    with_pixels, without = batch(sources), batch(sources, decode=False)
+    assert without.pixels is None
+    assert without.pictures == with_pixels.pictures
+    for name in ("tokens", "labels", "loss_mask", "position_ids", "label_modality", "cu_seqlens", "image_slots"):
+        assert torch.equal(getattr(without, name), getattr(with_pixels, name)), name
+    damaged = [[Span(1, 2, 0, 3)]]
+    assert batch(sources, decode=False, packs=damaged).pictures == 1
+    with pytest.raises(DataError, match=r"captions, document 2: the picture does not decode"):
+        batch(sources, packs=damaged)
+
+
+def test_text_beside_captions_is_labelled_text(sources: list[DocumentSource]) -> None:
+    """The modality is that of the document, not of its source: losses on blind documents are not caption losses."""
+    made = batch(sources, packs=[[Span(1, 3, 0, 2)]])
+    assert made.label_modality.tolist() == [[MODALITY_TEXT] * 2 + [MODALITY_NONE] * 10]
+    assert made.pictures == 0
+
+
+def test_a_batch_without_pictures_has_empty_pixels(sources: list[DocumentSource]) -> None:
+    made = batch(sources, packs=[[Span(0, 0, 0, 6)]])
+    assert made.pixels is not None
+    assert made.pixels.shape == (0, SIZE, SIZE, 3)
+    assert made.image_slots.tolist() == []
+
+
+def test_moving_keeps_what_is_no_tensor(sources: list[DocumentSource]) -> None:
+    made = batch(sources)
+    assert made.to(torch.device("cpu")) is made
+    moved = made.to(torch.device("meta"))
+    assert moved.tokens.is_meta
+    assert moved.pixels is not None
+    assert moved.pixels.is_meta
+    assert (moved.document_lengths, moved.pictures, moved.max_seqlen) == (made.document_lengths, 3, 8)
