@@ -42,11 +42,11 @@ def launch(arguments: list[str]) -> None:
     """Replace this process by torchrun on the script `arguments[0]`; the rest goes on to it."""
     script, rest = arguments[0], arguments[1:]
     environment = os.environ
-    processes = environment.get("NPROC_PER_NODE") or ("4" if "--smoke" in rest else "gpu")
-    if processes == "gpu":
+    processes = environment.get("NPROC_PER_NODE")
+    if not processes:
         import torch
 
-        processes = str(torch.cuda.device_count() or 1)
+        processes = str(torch.cuda.device_count() or (4 if "--smoke" in rest else 1))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes]
     nodes = int(environment.get("NNODES", "1"))
     if nodes > 1:

@@ -1,6 +1,6 @@
 """The demo: from raw pictures and prose to an evaluated vision-language model, by the commands that a user would type.
 
-  make demo            or: python examples/demo/run.py [--steps 600] [--folder runs/demo]
+  make demo            or: python examples/demo/run.py [--steps 420] [--folder runs/demo]
 
 1. `megatron-vlm preprocess` turns the bundled tars and prose into Megatron's .bin/.idx.
 2. `torchrun ... train` pre-trains the `tiny` preset on two ranks, pipeline-parallel; pictures enter at 60 % of the run.
@@ -78,7 +78,7 @@ def train_command(folder: Path, prefixes: dict[str, str], steps: int, ranks: int
         "schedule.train_steps": str(steps),
         "logging.directory": str(folder / "run"),
         "logging.log_interval": "20",
-        "logging.eval_interval": str(max(1, steps // 7)),
+        "logging.eval_interval": str(max(1, steps // 6)),
     }
     for name, value in fields.items():
         command += [f"--{name}", value]
@@ -165,10 +165,17 @@ def summary(before: dict, after: dict, records: list[dict]) -> tuple[str, list[s
     return "\n".join(lines), problems
 
 
+def _default_ranks() -> int:
+    """Two CPU ranks, or as many GPUs, up to two."""
+    import torch
+
+    return min(2, torch.cuda.device_count() or 2)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600, help="length of the run (default: 600, some minutes on 2 cores)")
-    parser.add_argument("--ranks", type=int, default=2, help="pipeline stages (default: 2)")
+    parser.add_argument("--steps", type=int, default=420, help="length of the run (default: 420, some minutes on 2 cores)")
+    parser.add_argument("--ranks", type=int, help="pipeline stages (default: 2, or 1 where there is one GPU)")
     parser.add_argument("--folder", type=Path, default=Path("runs/demo"), help="where it is made, anew (default: runs/demo)")
     parser.add_argument("--without-smoke", action="store_true", help="leave out the smoke run of the 1B recipe")
     args = parser.parse_args()
@@ -176,9 +183,10 @@ def main() -> int:
     folder: Path = args.folder
     if (ROOT / folder).exists():
         shutil.rmtree(ROOT / folder)
+    ranks = args.ranks or _default_ranks()
     prefixes = prepare(folder)
     begun = time.monotonic()
-    train_interrupted(train_command(folder, prefixes, args.steps, args.ranks), folder, args.steps // 2)
+    train_interrupted(train_command(folder, prefixes, args.steps, ranks), folder, args.steps // 2)
     trained = time.monotonic() - begun
     checkpoints = sorted((ROOT / folder / "run" / "checkpoints").glob("step-*"))
     records = [json.loads(x) for x in (ROOT / folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
