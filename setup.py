@@ -63,7 +63,9 @@ def native_extensions() -> list[Extension]:
             depends=sorted(glob("csrc/*.h")),
             include_dirs=["csrc"],
             cxx_std=17,
-            extra_compile_args=["-O3", "-Wall", "-Wextra"],
+            # no contraction: results would depend on whether the processor has fused multiply-add
+            extra_compile_args=["-O3", "-ffp-contract=off", "-pthread", "-Wall", "-Wextra"],
+            extra_link_args=["-pthread"],
             # setuptools then does not look for the file of an extension that was not built
             optional=not REQUIRED,
         )

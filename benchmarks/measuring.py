@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +29,32 @@ def parser(description: str | None, runs: int) -> argparse.ArgumentParser:
     made.add_argument("--runs", type=int, default=runs, help="timed calls of each way (default: %(default)s)")
     made.add_argument("--json", type=Path, metavar="FILE", help="write settings and timings as json")
     return made
+
+
+def keep_memory() -> None:
+    """Start this process again with an allocator that keeps large blocks, unless it is one already.
+
+    Otherwise every output of some megabytes is given back to the kernel and zeroed page by page on the next call, which
+    takes several times as long as writing it and hides what is compared. GPUs have a caching allocator for the same reason.
+    """
+    kept = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 30)}
+    if any(os.environ.get(name) != value for name, value in kept.items()):
+        os.environ.update(kept)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def copy_bytes(target: Any, source: Any) -> Callable[[], object]:
+    """libc's memcpy of one contiguous torch tensor into another of the same size."""
+    import ctypes
+
+    size = source.numel() * source.element_size()
+    assert size == target.numel() * target.element_size()
+    to, at = ctypes.c_void_p(target.data_ptr()), ctypes.c_void_p(source.data_ptr())
+
+    def call(kept: Any = (target, source)) -> object:  # the tensors must outlive their addresses
+        return ctypes.memmove(to, at, size)
+
+    return call
 
 
 def measure(ways: Mapping[str, Callable[[], object]], runs: int) -> dict[str, Timing]:

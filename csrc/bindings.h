@@ -3,6 +3,7 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <memory>
@@ -46,5 +47,7 @@ T* at_address(std::uintptr_t address) {
 }
 
 void bind_assemble(py::module_& module);
+void bind_fuse(py::module_& module);
+void bind_patchify(py::module_& module);
 
 }  // namespace megatron_vlm

@@ -12,14 +12,12 @@ from megatron_vlm.config.model import ProjectorConfig
 
 
 def pixel_shuffle(features: Tensor, factor: int) -> Tensor:
-    """`[n, g*g, h]` -> `[n, (g/factor)^2, factor^2 * h]`: factor x factor neighbours side by side in one row."""
-    if factor == 1:
-        return features
+    """`[n, patches, h]` -> `[n, patches / factor^2, factor^2 * h]`: factor x factor neighbours side by side in one row.
+
+    Patches come in blocks of factor x factor (`ops.patchify`), so it is a view of contiguous features.
+    """
     n, patches, hidden = features.shape
-    grid = int(patches**0.5)
-    small = grid // factor
-    x = features.reshape(n, small, factor, small, factor, hidden).permute(0, 1, 3, 2, 4, 5)
-    return x.reshape(n, small * small, factor * factor * hidden)
+    return features.reshape(n, patches // factor**2, factor**2 * hidden)
 
 
 class Projector(MegatronModule):
@@ -45,7 +43,8 @@ class Projector(MegatronModule):
         self.linear_fc2 = RowParallelLinear(width, output_size, input_is_parallel=True, **shared)
 
     def forward(self, features: Tensor) -> Tensor:
-        """`[pictures, patches, vision hidden]` -> rows `[pictures * image_tokens, language hidden]`."""
+        """`[pictures, patches, vision hidden]`, patches in blocks of the shuffle's size -> rows
+        `[pictures * image_tokens, language hidden]`."""
         x = pixel_shuffle(features, self.factor)
         x = x.reshape(-1, x.size(-1))
         x, _ = self.linear_fc1(x)

@@ -11,19 +11,22 @@ from torch import Tensor
 
 from megatron_vlm.config.model import VisionConfig
 from megatron_vlm.models.specs import vision_block_spec, vision_norm
-from megatron_vlm.ops.patchify import patchify
+from megatron_vlm.ops.patchify import patchify_squares
 
 
 class VisionEncoder(MegatronModule):
     """Pictures -> one feature row a patch.
 
+    Patches go through the layers in blocks of `group` x `group` (see `ops.patchify`), each with the position of its place:
+    attention does not mind the order, and the projector's pixel-shuffle is then a view.
+
     The patch embedding is a matrix product over flattened patches, which is the families' strided convolution; its weight,
     the positions and the class and register tokens are replicated over tensor-parallel ranks, the layers are split.
     """
 
-    def __init__(self, vision: VisionConfig, config: TransformerConfig, layer_spec: str) -> None:
+    def __init__(self, vision: VisionConfig, config: TransformerConfig, layer_spec: str, group: int = 1) -> None:
         super().__init__(config=config)
-        self.vision = vision
+        self.vision, self.group = vision, group
         hidden, dtype = vision.hidden_size, config.params_dtype
         self.patch_embedding = torch.nn.Linear(3 * vision.patch_size**2, hidden, bias=vision.kind != "clip", dtype=dtype)
         has_class = vision.kind != "siglip"
@@ -44,14 +47,6 @@ class VisionEncoder(MegatronModule):
             post_process=True,
             post_layer_norm=vision.final_norm,
         )
-        # no buffers: a bf16 model casts those, and the pixels are normalised in fp32
-        self._pixel_statistics: dict[torch.device, tuple[Tensor, Tensor]] = {}
-
-    def _mean_and_std(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._pixel_statistics:
-            mean, std = (torch.tensor(v, device=device) for v in (self.vision.pixel_mean, self.vision.pixel_std))
-            self._pixel_statistics[device] = (mean, std)
-        return self._pixel_statistics[device]
 
     def forward(self, pixels: Tensor) -> Tensor:
         """
@@ -59,21 +54,26 @@ class VisionEncoder(MegatronModule):
             pixels: uint8 `[pictures, image_size, image_size, 3]`.
 
         Returns:
-            features `[pictures, patches, hidden_size]` in the parameters' dtype, patches in reading order.
+            features `[pictures, patches, hidden_size]` in the parameters' dtype, patches in blocks of `group` x `group`: in
+            reading order for a group of 1.
         """
-        mean, std = self._mean_and_std(pixels.device)
-        patches = patchify(pixels, self.vision.patch_size, mean, std, self.config.params_dtype)
+        vision = self.vision
+        patches, places = patchify_squares(
+            pixels, vision.patch_size, vision.pixel_mean, vision.pixel_std, self.config.params_dtype, self.group
+        )
         x = self.patch_embedding(patches)
         positions = self.position_embeddings.weight
+        has_class = self.class_token is not None
+        if self.group == 1:
+            x = x + positions[int(has_class) :]
+        else:
+            x = x + self.position_embeddings(places[:, 0] * vision.grid + places[:, 1] + int(has_class))
         if self.class_token is not None:
-            x = x + positions[1:]
             first = (self.class_token + positions[0]).expand(x.size(0), 1, -1)
             parts = [first]
             if self.register_tokens is not None:
                 parts.append(self.register_tokens.unsqueeze(0).expand(x.size(0), -1, -1))
             x = torch.cat([*parts, x], dim=1)
-        else:
-            x = x + positions
         if self.pre_norm is not None:
             x = self.pre_norm(x)
         x = self.decoder(hidden_states=x.transpose(0, 1).contiguous(), attention_mask=None)  # [s, pictures, h]

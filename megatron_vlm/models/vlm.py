@@ -74,7 +74,9 @@ class VisionLanguageModel(MegatronModule):
         self.vision: VisionEncoder | None = None
         self.projector: Projector | None = None
         if pre_process:
-            self.vision = VisionEncoder(model.vision, vision_config(model, parallel, device_type), spec)
+            self.vision = VisionEncoder(
+                model.vision, vision_config(model, parallel, device_type), spec, group=model.projector.pixel_shuffle
+            )
             self.projector = Projector(
                 model.projector,
                 projector_config(model, parallel, device_type),

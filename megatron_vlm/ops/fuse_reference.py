@@ -28,7 +28,7 @@ def fuse_embeddings_reference(
         is_word.unsqueeze(-1), torch.nn.functional.embedding(local.masked_fill(~is_word, 0), weight), weight.new_zeros(())
     )
     if rows_here and rows.size(0):
-        picked = rows.index_select(0, row_index.clamp(min=0).reshape(-1)).view(*row_index.shape, -1)
+        picked = rows.index_select(0, row_index.clamp(min=0).reshape(-1)).view(*row_index.shape, rows.size(1))
         out = torch.where(is_row.unsqueeze(-1), picked, out)
     return out.contiguous()
 

@@ -31,7 +31,7 @@ def patchify_reference(
         x = (picture[: rows * patch_size, : columns * patch_size].float() - mean_255) / std_255
         x = x.reshape(rows // group, group, patch_size, columns // group, group, patch_size, 3)
         x = x.permute(0, 3, 1, 4, 6, 2, 5)  # block row, block column, row and column in it, channel, pixel row and column
-        out[first : first + count] = x.reshape(count, -1).to(dtype)
+        out[first : first + count] = x.reshape(count, out.size(1)).to(dtype)
         grid = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).reshape(
             rows // group, group, columns // group, group, 2
         )

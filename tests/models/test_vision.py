@@ -11,7 +11,7 @@ from megatron_vlm.config.model import ModelConfig, VisionConfig
 from megatron_vlm.config.parallel import ParallelConfig
 from megatron_vlm.models.transformer_configs import vision_config
 from megatron_vlm.models.vision import VisionEncoder
-from megatron_vlm.ops.patchify import patchify
+from megatron_vlm.ops.patchify import patchify_squares
 from megatron_vlm.parallel import topology
 from tests.distributed.ranks import run_ranks
 from tests.models import families
@@ -40,11 +40,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def _encoder(name: str, parallel: ParallelConfig | None = None) -> VisionEncoder:
+def _encoder(name: str, parallel: ParallelConfig | None = None, group: int = 1) -> VisionEncoder:
     parallel = parallel or ParallelConfig()
     topology.initialize(parallel, seed=1)
     vision = VisionConfig(**SHAPE, **FAMILIES[name])
-    encoder = VisionEncoder(vision, vision_config(ModelConfig(vision=vision), parallel, "cpu"), "host").eval()
+    encoder = VisionEncoder(vision, vision_config(ModelConfig(vision=vision), parallel, "cpu"), "host", group).eval()
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():  # first weights are the business of models.initialization
         for parameter in encoder.parameters():
@@ -105,5 +105,20 @@ def test_patches_come_in_reading_order() -> None:
     """The picture of one bright patch moves the patch embedding of that place alone."""
     picture = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
     picture[0, 8:16, 16:24] = 255  # second row, third column
-    rows = patchify(picture, 8, torch.zeros(3), torch.ones(3), torch.float32)[0]
-    assert rows.any(dim=1).nonzero().flatten().tolist() == [6]
+    rows, _ = patchify_squares(picture, 8, [0.0] * 3, [1.0] * 3, torch.float32)
+    assert rows[0].any(dim=1).nonzero().flatten().tolist() == [6]
+
+
+@torch.no_grad()
+def _grouped(name: str) -> tuple[float, float, float]:
+    pictures = _pictures(2)
+    plain, grouped = _encoder(name)(pictures), _encoder(name, group=2)(pictures)
+    in_blocks = plain.view(2, 2, 2, 2, 2, 32).transpose(2, 3).reshape(2, 16, 32)
+    return float((grouped - in_blocks).abs().max()), float((plain - in_blocks).abs().max()), float(plain.abs().max())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_patches_in_blocks_have_the_features_that_they_have_in_reading_order(name: str) -> None:
+    difference, moved, size = run_ranks(1, _grouped, name)[0]
+    assert difference < 2e-6 * size
+    assert moved > 0.1 * size
