@@ -13,6 +13,8 @@ from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.data.indexed_format import IMAGE_MODE
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.errors import DataError
+from megatron_vlm.ops.assemble_spans import IndexedSource
+from megatron_vlm.ops.native import native_operators
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +118,28 @@ class DocumentSource:
     def _check(self, text: npt.NDArray[Any], document: int) -> None:
         least, most = int(text.min()), int(text.max())
         if most >= self.token_counts.vocab_size or least < 0:
-            raise DataError(
-                f"{self.reader.prefix}, document {document}: token id {least if least < 0 else most} is outside the "
-                f"vocabulary of {self.token_counts.vocab_size}; the dataset was made with another tokenizer"
-            )
+            raise self.wrong_id(document, least if least < 0 else most)
         if (text == self.token_counts.image_token_id).any():
-            raise DataError(
-                f"{self.reader.prefix}, document {document}: its text holds the image placeholder's id "
-                f"{self.token_counts.image_token_id}; the dataset was made with another tokenizer"
-            )
+            raise self.wrong_id(document, self.token_counts.image_token_id)
+
+    def wrong_id(self, document: int, token_id: int) -> DataError:
+        """What to raise where a document's text holds an id that it must not hold."""
+        where = f"{self.reader.prefix}, document {document}: "
+        if token_id == self.token_counts.image_token_id:
+            fault = f"its text holds the image placeholder's id {token_id}"
+        else:
+            fault = f"token id {token_id} is outside the vocabulary of {self.token_counts.vocab_size}"
+        return DataError(f"{where}{fault}; the dataset was made with another tokenizer")
+
+    @cached_property
+    def indexed(self) -> IndexedSource | None:
+        """The dataset as the native operator reads it, or None where there is none."""
+        native = native_operators()
+        if native is None:
+            return None
+        reader = self.reader
+        index = (reader.sequence_lengths, reader.sequence_pointers, reader.document_indices, reader.modes)
+        return IndexedSource(native, reader.data, reader.dtype, *index, self.image_tokens)
 
 
 def _ends_with_picture(reader: IndexedReader) -> npt.NDArray[np.int64]:

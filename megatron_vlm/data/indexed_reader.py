@@ -70,6 +70,11 @@ class IndexedReader:
             self._verify()
 
     @property
+    def data(self) -> mmap.mmap | bytes:
+        """The .bin as it is mapped, for operators that read it in place."""
+        return self._data
+
+    @property
     def sequence_count(self) -> int:
         """N, the number of sequences."""
         return len(self.sequence_lengths)

@@ -9,7 +9,10 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch import Tensor
+
+from megatron_vlm.models.fused_embedding import FusedEmbedding
 
 
 def vocab_parallel_logsumexp(logits: Tensor) -> Tensor:
@@ -29,8 +32,22 @@ class LanguageModel(GPTModel):
     def __init__(self, *args: Any, z_loss: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.z_loss = z_loss
+        if self.pre_process:
+            self.embedding.word_embeddings = FusedEmbedding.of(self.embedding.word_embeddings)
         #: weighted z-loss of each token of the last row, `[b, s]`, so that a report can tell it from the cross-entropy
         self.last_z_loss: Tensor | None = None
+
+    def embed(self, tokens: Tensor, rows: Tensor | None, row_index: Tensor) -> Tensor:
+        """The decoder's input `[s, b, h]` (`s / tp` under sequence parallelism): words, and picture rows at their places.
+
+        What megatron-core's LanguageModelEmbedding does after the lookup, dropout that is, is done here as there.
+        """
+        parallel = self.config.sequence_parallel
+        x = self.embedding.word_embeddings(tokens, rows, row_index, parallel)
+        if not parallel:
+            return self.embedding.embedding_dropout(x)
+        with get_cuda_rng_tracker().fork():  # ranks hold different positions, and get different masks
+            return self.embedding.embedding_dropout(x)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Labels `[b, s]` and this rank's logits `[s, b, v / tp]` -> loss of each token `[b, s]`, fp32."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
 from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
@@ -66,7 +65,7 @@ class VisionLanguageModel(MegatronModule):
             share_embeddings_and_output_weights=self.share_embeddings_and_output_weights,
             position_embedding_type="rope",
             rotary_base=model.language.rotary_base,
-            # picture rows are written into the whole sequence before it is split, see forward
+            # the fused embedding reduces and scatters by itself
             scatter_embedding_sequence_parallel=False,
             vp_stage=vp_stage,
             z_loss=config.optimizer.z_loss,
@@ -102,26 +101,17 @@ class VisionLanguageModel(MegatronModule):
                 features = self.vision(pixels)
         return self.projector(features)
 
-    def _decoder_input(
-        self, tokens: Tensor, position_ids: Tensor, pixels: Tensor | None, image_slots: Tensor | None
-    ) -> Tensor:
-        x = self.language_model.embedding(input_ids=tokens, position_ids=position_ids)  # [s, b, h]
+    def _decoder_input(self, tokens: Tensor, pixels: Tensor | None, row_index: Tensor) -> Tensor:
+        rows = None
         if pixels is not None and pixels.size(0) > 0:
-            rows = self.encode_images(pixels).unsqueeze(1).to(x.dtype)
-            if image_slots is None or image_slots.numel() != rows.size(0):
-                count = 0 if image_slots is None else image_slots.numel()
-                raise ValueError(f"{rows.size(0)} picture rows for {count} placeholders")
-            x = x.index_copy(0, image_slots, rows)
-        elif image_slots is not None and image_slots.numel():
-            raise ValueError(f"no pictures for {image_slots.numel()} placeholders")
-        elif self._zero_gradients_for_absent_pictures and self.training and torch.is_grad_enabled():
+            rows = self.encode_images(pixels).to(self.language_model.embedding.word_embeddings.weight.dtype)
+        x: Tensor = self.language_model.embed(tokens, rows, row_index)
+        if rows is None and self._zero_gradients_for_absent_pictures and self.training and torch.is_grad_enabled():
             assert self.vision is not None
             assert self.projector is not None
             parameters = [p for m in (self.vision, self.projector) for p in m.parameters() if p.requires_grad]
             if parameters:
                 x = _Untouched.apply(x, *parameters)
-        if self.config.sequence_parallel:
-            x = scatter_to_sequence_parallel_region(x)
         return x
 
     def forward(
@@ -131,7 +121,7 @@ class VisionLanguageModel(MegatronModule):
         packed_seq_params: PackedSeqParams,
         labels: Tensor | None = None,
         pixels: Tensor | None = None,
-        image_slots: Tensor | None = None,
+        row_index: Tensor | None = None,
     ) -> Tensor:
         """One micro-batch: a row of packed documents.
 
@@ -141,16 +131,20 @@ class VisionLanguageModel(MegatronModule):
             packed_seq_params: document borders (`packed_row`).
             labels: int64 `[1, t]`, or None for logits.
             pixels: uint8 `[pictures, size, size, 3]`; used on the first stage only.
-            image_slots: int64 `[pictures * image_tokens]`, positions of the placeholders, ascending.
+            row_index: int32 `[1, t]`, which row of the pictures stands at a position, -1 for words; needed on the first
+                stage.
 
         Returns:
             On the last stage the loss of each position `[1, t]`, or logits `[1, t, vocab / tp]` without labels; before it
             hidden states `[t, 1, h]` (`t / tp` under sequence parallelism).
 
         Raises:
-            ValueError: placeholders and picture rows do not match in number.
+            IndexError: on the CPU, a placeholder without a row or a word outside the vocabulary (`ops.fuse`).
         """
-        decoder_input = self._decoder_input(tokens, position_ids, pixels, image_slots) if self.pre_process else None
+        decoder_input = None
+        if self.pre_process:
+            assert row_index is not None
+            decoder_input = self._decoder_input(tokens, pixels, row_index)
         return self.language_model(
             input_ids=tokens,
             position_ids=position_ids,

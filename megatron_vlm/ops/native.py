@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import importlib
 import warnings
-from typing import Protocol, cast
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 #: the `INTERFACE` of csrc/module.cpp that this package was written against
-EXPECTED_INTERFACE = 1
+EXPECTED_INTERFACE = 2
 
 
 class NativeOperators(Protocol):
@@ -20,21 +21,36 @@ class NativeOperators(Protocol):
 
     INTERFACE: int
 
+    def Outputs(self, *arrays: npt.NDArray[Any]) -> object: ...
+
+    def IndexedSource(self, *arguments: object) -> object: ...
+
     def assemble_packs(
         self,
         ids: list[npt.NDArray[np.int32]],
         modality: npt.NDArray[np.uint8],
         loss_from: npt.NDArray[np.int64],
+        masked_per_segment: npt.NDArray[np.int64],
+        masked: npt.NDArray[np.int64],
         segments_per_pack: npt.NDArray[np.int64],
         sequence_length: int,
         image_token_id: int,
         pad_id: int,
-        tokens: npt.NDArray[np.int64],
-        labels: npt.NDArray[np.int64],
-        loss_mask: npt.NDArray[np.float32],
-        position_ids: npt.NDArray[np.int64],
-        label_modality: npt.NDArray[np.uint8],
-    ) -> tuple[npt.NDArray[np.int32], int, npt.NDArray[np.int64]]: ...
+        out: object,
+    ) -> tuple[npt.NDArray[np.int32], int, int]: ...
+
+    def assemble_spans(
+        self,
+        sources: Sequence[object],
+        spans: npt.NDArray[np.int64],
+        spans_per_pack: npt.NDArray[np.int64],
+        sequence_length: int,
+        image_token_id: int,
+        pad_id: int,
+        eod_id: int,
+        vocab_size: int,
+        out: object,
+    ) -> tuple[npt.NDArray[np.int32], int, int, npt.NDArray[np.int64], int, int]: ...
 
     # Tensors are passed as addresses, sizes beside them: see csrc/bind_*.cpp for the order.
 

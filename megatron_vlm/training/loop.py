@@ -66,6 +66,7 @@ class Run:
             config.model.image_tokens,
             config.model.vision.image_size,
             decode_pictures=self.topology.on_first_stage,
+            pin_memory=self.topology.device.type == "cuda",
         )
         self.validation = Validation(config, self.topology, self.tokens, validation)
         self.rate = learning_rate_law(config)

@@ -43,7 +43,7 @@ def forward_row(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
         packed_seq_params=packed_row(batch.cu_seqlens, batch.max_seqlen),
         labels=batch.labels if core.post_process else None,
         pixels=batch.pixels if core.pre_process else None,
-        image_slots=batch.image_slots if core.pre_process else None,
+        row_index=batch.row_index if core.pre_process else None,
     )
 
 

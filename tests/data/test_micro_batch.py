@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from megatron_vlm.config.data import TokenCounts
+from megatron_vlm.data import micro_batch
 from megatron_vlm.data.documents import DocumentSource, Span
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.indexed_writer import IndexedWriter
-from megatron_vlm.data.micro_batch import MicroBatch, MicroBatchMaker
+from megatron_vlm.data.micro_batch import MicroBatch, MicroBatchMaker, make_micro_batch
 from megatron_vlm.errors import DataError
-from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_NONE, MODALITY_TEXT
+from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_IMAGE, MODALITY_NONE, MODALITY_TEXT, Segment
 
 EOD, IMAGE, PAD = 0, 1, 2
 TOKENS = TokenCounts(vocab_size=100, eod_id=EOD, image_token_id=IMAGE, pad_id=PAD)
@@ -69,7 +70,10 @@ def test_every_field(sources: list[DocumentSource]) -> None:
     assert made.cu_seqlens.tolist() == [0, 5, 9, 12, 20, 22, 24]
     assert made.document_lengths == (5, 4, 3, 8, 2, 2)
     assert made.max_seqlen == 8
-    assert made.image_slots.tolist() == [0, 1, 2, 13, 14, 15, 17, 18, 19]
+    n = -1
+    assert made.row_index.tolist() == [[0, 1, 2] + [n] * 10 + [3, 4, 5, n, 6, 7, 8] + [n] * 4]
+    a = MODALITY_IMAGE
+    assert made.token_modality.tolist() == [[a, a, a, c, c, t, t, t, t, 0, 0, 0, c, a, a, a, c, a, a, a, t, t, 0, 0]]
     assert made.pictures == 3
     assert made.pixels is not None
     assert made.pixels[:, 0, 0].tolist() == [[10, 0, 245], [20, 0, 235], [30, 0, 225]], "in reading order"
@@ -83,20 +87,22 @@ def test_shapes_and_types(sources: list[DocumentSource]) -> None:
         "position_ids": torch.int64,
         "loss_mask": torch.float32,
         "label_modality": torch.uint8,
+        "token_modality": torch.uint8,
+        "row_index": torch.int32,
     }.items():
         value = getattr(made, name)
         assert (value.shape, value.dtype) == ((1, 2 * LENGTH), dtype), name
-    assert (made.cu_seqlens.dtype, made.image_slots.dtype) == (torch.int32, torch.int64)
+    assert made.cu_seqlens.dtype == torch.int32
     assert made.pixels is not None
     assert (made.pixels.shape, made.pixels.dtype) == ((3, SIZE, SIZE, 3), torch.uint8)
-    assert len(made.image_slots) == made.pictures * IMAGE_TOKENS
+    assert int((made.row_index >= 0).sum()) == made.pictures * IMAGE_TOKENS
 
 
 def test_ranks_without_an_encoder_know_the_slots_and_read_no_picture(sources: list[DocumentSource]) -> None:
     with_pixels, without = batch(sources), batch(sources, decode=False)
     assert without.pixels is None
     assert without.pictures == with_pixels.pictures
-    for name in ("tokens", "labels", "loss_mask", "position_ids", "label_modality", "cu_seqlens", "image_slots"):
+    for name in ("tokens", "labels", "loss_mask", "position_ids", "label_modality", "cu_seqlens", "row_index"):
         assert torch.equal(getattr(without, name), getattr(with_pixels, name)), name
     damaged = [[Span(1, 2, 0, 3)]]
     assert batch(sources, decode=False, packs=damaged).pictures == 1
@@ -115,7 +121,7 @@ def test_a_batch_without_pictures_has_empty_pixels(sources: list[DocumentSource]
     made = batch(sources, packs=[[Span(0, 0, 0, 6)]])
     assert made.pixels is not None
     assert made.pixels.shape == (0, SIZE, SIZE, 3)
-    assert made.image_slots.tolist() == []
+    assert made.row_index.tolist() == [[-1] * LENGTH]
 
 
 def test_moving_keeps_what_is_no_tensor(sources: list[DocumentSource]) -> None:
@@ -126,3 +132,41 @@ def test_moving_keeps_what_is_no_tensor(sources: list[DocumentSource]) -> None:
     assert moved.pixels is not None
     assert moved.pixels.is_meta
     assert (moved.document_lengths, moved.pictures, moved.max_seqlen) == (made.document_lengths, 3, 8)
+
+
+def test_numpy_gives_the_same_where_there_is_no_extension(sources: list[DocumentSource], monkeypatch) -> None:
+    native = batch(sources)
+    monkeypatch.setattr(micro_batch, "native_operators", lambda: None)
+    plain = batch(sources)
+    for name, value in native.__dict__.items():
+        other = getattr(plain, name)
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "numpy"])
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([5, 100, EOD], "token id 100 is outside the vocabulary of 100"),
+        ([5, -4, EOD], "token id -4 is outside"),
+        ([5, IMAGE, EOD], "its text holds the image placeholder's id 1"),
+    ],
+)
+def test_a_dataset_of_another_tokenizer_is_named(tmp_path: Path, monkeypatch, native, ids, message) -> None:
+    with IndexedWriter(tmp_path / "wrong", np.int32) as writer:
+        for document in ([5, 6, EOD], ids):
+            writer.add_text(document)
+            writer.end_document()
+    if not native:
+        monkeypatch.setattr(micro_batch, "native_operators", lambda: None)
+    source = DocumentSource("wrong", IndexedReader(tmp_path / "wrong"), TOKENS, IMAGE_TOKENS)
+    maker = MicroBatchMaker([source], LENGTH, TOKENS, IMAGE_TOKENS, SIZE, False)
+    assert maker([[Span(0, 0, 0, 2)]]).tokens[0, :2].tolist() == [5, 6]
+    with pytest.raises(DataError, match=f"wrong, document 1: {message}"):
+        maker([[Span(0, 0, 0, 2), Span(0, 1, 0, 2)]])
+
+
+def test_pictures_that_do_not_match_their_placeholders_are_refused() -> None:
+    ids = np.array([IMAGE] * IMAGE_TOKENS + [5, 6], np.int32)
+    with pytest.raises(ValueError, match="0 pictures for the 3 placeholders of 1"):
+        make_micro_batch([[Segment(ids, MODALITY_CAPTION)]], [], LENGTH, TOKENS, IMAGE_TOKENS, SIZE)

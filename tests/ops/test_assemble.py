@@ -14,6 +14,7 @@ from megatron_vlm.ops.assemble import (
     MODALITY_CAPTION,
     MODALITY_NONE,
     MODALITY_TEXT,
+    BatchBuffers,
     PackedBatch,
     Segment,
     assemble_packs,
@@ -29,13 +30,16 @@ DTYPES = {
     "loss_mask": np.float32,
     "position_ids": np.int64,
     "label_modality": np.uint8,
+    "token_modality": np.uint8,
+    "row_index": np.int32,
     "cu_seqlens": np.int32,
-    "image_slots": np.int64,
 }
 
 
-def segment(*ids: int, modality: int = MODALITY_TEXT, loss_from: int = 0) -> Segment:
-    return Segment(np.array(ids, np.int32), modality, loss_from)
+def segment(
+    *ids: int, modality: int = MODALITY_TEXT, loss_from: int = 0, masked: tuple[tuple[int, int], ...] = ()
+) -> Segment:
+    return Segment(np.array(ids, np.int32), modality, loss_from, masked)
 
 
 @pytest.fixture(params=["native", "reference"])
@@ -56,7 +60,7 @@ def assert_same(left: PackedBatch, right: PackedBatch) -> None:
         one, other = getattr(left, name), getattr(right, name)
         assert one.dtype == other.dtype == dtype, name
         np.testing.assert_array_equal(one, other, err_msg=name)
-    assert left.max_seqlen == right.max_seqlen
+    assert (left.max_seqlen, left.image_rows) == (right.max_seqlen, right.image_rows)
 
 
 def test_a_batch_written_out(assemble_with):
@@ -74,7 +78,10 @@ def test_a_batch_written_out(assemble_with):
     assert batch.position_ids.tolist() == [0, 1, 0, 1, 2, 0, 0, 1, 2, 3, 4, 5]
     assert batch.cu_seqlens.tolist() == [0, 2, 5, 6, 12]
     assert batch.max_seqlen == 6
-    assert batch.image_slots.tolist() == [2, 3]
+    n = -1
+    assert batch.row_index.tolist() == [n, n, 0, 1, n, n, n, n, n, n, n, n]
+    assert batch.token_modality.tolist() == [1, 1, 3, 3, 2, 0, 1, 1, 1, 1, 1, 1]
+    assert batch.image_rows == 2
     assert {name: getattr(batch, name).dtype for name in DTYPES} == DTYPES
 
 
@@ -83,7 +90,8 @@ def test_no_packs_give_an_empty_batch(assemble_with):
     assert batch.tokens.shape == batch.labels.shape == batch.loss_mask.shape == (0,)
     assert batch.cu_seqlens.tolist() == [0]
     assert batch.max_seqlen == 0
-    assert batch.image_slots.shape == (0,)
+    assert batch.row_index.shape == (0,)
+    assert batch.image_rows == 0
 
 
 def test_a_pack_without_segments_is_all_padding(assemble_with):
@@ -101,7 +109,7 @@ def test_an_image_at_the_end_has_slots_and_no_loss(assemble_with):
     assert batch.labels.tolist() == [PAD] * 4
     assert batch.loss_mask.sum() == 0
     assert batch.label_modality.tolist() == [MODALITY_NONE] * 4
-    assert batch.image_slots.tolist() == [1, 2]
+    assert batch.row_index.tolist() == [-1, 0, 1, -1]
 
 
 @pytest.mark.parametrize(("loss_from", "mask"), [(0, [1, 1, 1]), (2, [0, 0, 1]), (3, [0, 0, 0]), (2**40, [0, 0, 0])])
@@ -110,6 +118,58 @@ def test_loss_starts_where_the_segment_says(assemble_with, loss_from, mask):
     assert batch.loss_mask.tolist() == mask
     assert batch.label_modality.tolist() == mask
     assert batch.labels.tolist() == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("masked", "mask"),
+    [
+        (((0, 2),), [0, 1, 1, 1]),
+        (((1, 2), (3, 5)), [0, 1, 0, 0]),
+        (((4, 99),), [1, 1, 1, 0]),
+        (((0, 1), (2, 2)), [1, 1, 1, 1]),
+        (((-5, 5),), [0, 0, 0, 0]),
+    ],
+)
+def test_masked_turns_are_not_learnt(assemble_with, masked, mask):
+    """Ranges are of ids: id j is the label of position j - 1."""
+    batch = assemble_with([[segment(1, 2, 3, 4, 5, masked=masked)]], sequence_length=4)
+    assert batch.loss_mask.tolist() == mask
+    assert batch.label_modality.tolist() == mask
+    assert batch.labels.tolist() == [2, 3, 4, 5]
+
+
+def test_rows_are_numbered_through_long_runs_and_single_placeholders(assemble_with):
+    """Runs longer than any stretch that is looked at at once, and placeholders that stand alone."""
+    ids = [1] * 70 + [IMAGE] * 200 + [2, IMAGE] * 40 + [3] * 150 + [IMAGE] * 63 + [4]
+    batch = assemble_with([[segment(*ids)], [segment(5, IMAGE, 6)]], sequence_length=len(ids))
+    places = np.flatnonzero(batch.tokens == IMAGE)
+    assert batch.row_index[places].tolist() == list(range(304))
+    assert (np.delete(batch.row_index, places) == -1).all()
+    assert batch.image_rows == 304
+
+
+def test_it_writes_into_the_buffers_that_it_is_given():
+    buffers = BatchBuffers.allocate(6)
+    for native in (True, False):
+        for array in buffers.arrays():
+            array[:] = 77
+        with pytest.MonkeyPatch.context() as patch:
+            if not native:
+                patch.setattr(assemble, "native_operators", lambda: None)
+            batch = assemble_packs(
+                [[segment(1, IMAGE, 3)]], sequence_length=6, image_token_id=IMAGE, pad_id=PAD, buffers=buffers
+            )
+        assert batch.tokens is buffers.tokens
+        assert buffers.tokens.tolist() == [1, IMAGE, PAD, PAD, PAD, PAD]
+        assert all(77 not in array for array in buffers.arrays())
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_buffers_of_another_size_are_refused(monkeypatch, native):
+    if not native:
+        monkeypatch.setattr(assemble, "native_operators", lambda: None)
+    with pytest.raises(ValueError, match="tokens must have"):
+        assemble_packs([[]], sequence_length=6, image_token_id=IMAGE, pad_id=PAD, buffers=BatchBuffers.allocate(5))
 
 
 def test_a_segment_of_no_modality_has_no_loss(assemble_with):
@@ -144,10 +204,13 @@ def test_the_result_owns_its_memory(assemble_with):
 
 
 SEGMENTS = st.builds(
-    lambda ids, modality, loss_from: segment(*ids, modality=modality, loss_from=loss_from),
+    lambda ids, modality, loss_from, masked: segment(
+        *ids, modality=modality, loss_from=loss_from, masked=tuple((a, a + n) for a, n in masked)
+    ),
     st.lists(st.one_of(st.just(IMAGE), st.integers(-(2**31), 2**31 - 1)), min_size=2, max_size=20),
     st.sampled_from([MODALITY_NONE, MODALITY_TEXT, MODALITY_CAPTION]),
     st.integers(0, 25),
+    st.lists(st.tuples(st.integers(-3, 25), st.integers(0, 9)), max_size=2),
 )
 
 
@@ -200,8 +263,9 @@ def wrong(ids: object, modality: int = MODALITY_TEXT, loss_from: int = 0) -> Seg
         (wrong(np.array([1, 2], ">i4")), "not >i4"),
         (segment(1, 2, modality=7), "modality is 7"),
         (segment(1, 2, loss_from=-1), "loss_from is -1"),
+        (segment(1, 2, masked=((0, 1), (2, 1))), "masked holds the range 2 to 1"),
     ],
-    ids=["one id", "no ids", "too long", "int64", "2-d", "list", "byte order", "modality", "loss_from"],
+    ids=["one id", "no ids", "too long", "int64", "2-d", "list", "byte order", "modality", "loss_from", "masked"],
 )
 def test_errors_name_the_pack_and_the_segment(assemble_with, bad, message):
     with pytest.raises(ValueError, match=rf"^pack 1, segment 1: .*{message}"):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from megatron_vlm.ops import native
+from megatron_vlm.ops.assemble import BatchBuffers
 from megatron_vlm.ops.native import EXPECTED_INTERFACE, native_operators
 
 
@@ -33,16 +34,18 @@ def arguments(**changed: object) -> dict[str, object]:
         "ids": [np.array([1, 2, 3], np.int32)],
         "modality": np.array([1], np.uint8),
         "loss_from": np.array([0], np.int64),
+        "masked_per_segment": np.array([0], np.int64),
+        "masked": np.empty((0, 2), np.int64),
         "segments_per_pack": np.array([1], np.int64),
         "sequence_length": 4,
         "image_token_id": 9,
         "pad_id": 0,
-        "tokens": np.empty(4, np.int64),
-        "labels": np.empty(4, np.int64),
-        "loss_mask": np.empty(4, np.float32),
-        "position_ids": np.empty(4, np.int64),
-        "label_modality": np.empty(4, np.uint8),
+        "out": native_module().Outputs(*outputs(4).values()),
     } | changed
+
+
+def outputs(size: int, **changed: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: np.empty(size, dtype) for name, dtype in BatchBuffers.dtypes().items()} | changed
 
 
 def test_the_extension_is_built_and_fits(fresh):
@@ -80,12 +83,14 @@ def test_a_missing_extension_is_named_as_the_reason(fresh, monkeypatch):
 
 
 def test_a_good_call_writes_into_the_given_arrays():
-    given = arguments()
-    cu_seqlens, max_seqlen, image_slots = native_module().assemble_packs(**given)
-    assert given["tokens"].tolist() == [1, 2, 0, 0]  # type: ignore[attr-defined]
+    arrays = outputs(4)
+    cu_seqlens, max_seqlen, image_rows = native_module().assemble_packs(
+        **arguments(out=native_module().Outputs(*arrays.values()))
+    )
+    assert arrays["tokens"].tolist() == [1, 2, 0, 0]
     assert cu_seqlens.tolist() == [0, 2, 4]
     assert max_seqlen == 2
-    assert image_slots.tolist() == []
+    assert image_rows == 0
 
 
 read_only = np.empty(4, np.int64)
@@ -108,8 +113,10 @@ read_only.flags.writeable = False
         ({"segments_per_pack": np.array([-1], np.int64)}, "does not add up"),
         ({"sequence_length": 5}, "tokens must have 5 elements"),
         ({"sequence_length": -4}, "tokens must have -4 elements"),
-        ({"labels": np.empty(3, np.int64)}, "labels must have 4 elements"),
-        ({"tokens": read_only}, "array is not writeable"),
+        ({"masked_per_segment": np.array([1], np.int64)}, "does not add up to the ranges"),
+        ({"masked_per_segment": np.array([-1], np.int64)}, "does not add up to the ranges"),
+        ({"masked": np.array([[0, 1]], np.int64)}, "does not add up to the ranges"),
+        ({"masked": np.array([0, 1], np.int64)}, r"masked must be \[ranges, 2\]"),
     ],
 )
 def test_a_careless_call_is_refused(changed, message):
@@ -117,9 +124,16 @@ def test_a_careless_call_is_refused(changed, message):
         native_module().assemble_packs(**arguments(**changed))
 
 
-def test_an_output_of_another_dtype_is_refused_rather_than_copied():
-    with pytest.raises(TypeError, match="incompatible function arguments"):
-        native_module().assemble_packs(**arguments(tokens=np.empty(4, np.int32)))
+def test_outputs_of_another_kind_are_refused_rather_than_copied():
+    def call(**changed: np.ndarray) -> None:
+        native_module().assemble_packs(**arguments(out=native_module().Outputs(*outputs(4, **changed).values())))
+
+    with pytest.raises(ValueError, match="labels must have 4 elements"):
+        call(labels=np.empty(3, np.int64))
+    with pytest.raises(ValueError, match="array is not writeable"):
+        call(tokens=read_only)
+    with pytest.raises(TypeError, match="incompatible constructor arguments"):
+        call(tokens=np.empty(4, np.int32))
 
 
 def test_threads_may_assemble_at_the_same_time():
@@ -129,22 +143,20 @@ def test_threads_may_assemble_at_the_same_time():
     results: list[np.ndarray] = []
 
     def work() -> None:
-        given = arguments(
-            ids=[document] * packs,
-            modality=np.ones(packs, np.uint8),
-            loss_from=np.zeros(packs, np.int64),
-            segments_per_pack=np.ones(packs, np.int64),
-            sequence_length=length,
-            image_token_id=-1,
-            **{
-                name: np.empty(packs * length, dtype)
-                for name, dtype in (("tokens", np.int64), ("labels", np.int64), ("position_ids", np.int64))
-            },
-            loss_mask=np.empty(packs * length, np.float32),
-            label_modality=np.empty(packs * length, np.uint8),
+        arrays = outputs(packs * length)
+        operators.assemble_packs(
+            **arguments(
+                ids=[document] * packs,
+                modality=np.ones(packs, np.uint8),
+                loss_from=np.zeros(packs, np.int64),
+                masked_per_segment=np.zeros(packs, np.int64),
+                segments_per_pack=np.ones(packs, np.int64),
+                sequence_length=length,
+                image_token_id=-1,
+                out=operators.Outputs(*arrays.values()),
+            )
         )
-        operators.assemble_packs(**given)
-        results.append(given["labels"])  # type: ignore[arg-type]
+        results.append(arrays["labels"])
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:

@@ -1,0 +1,42 @@
+// Documents of Megatron's indexed datasets as segments of a batch: what a span of one is made of, read where it lies.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "assemble.h"
+
+namespace megatron_vlm {
+
+// A dataset as its files are mapped.  The index arrays may lie at any alignment, as the format leaves them.
+struct IndexedSource {
+  const unsigned char* data;
+  std::int64_t data_bytes;
+  IdType type;
+  const unsigned char* lengths;    // int32 [sequences], in elements
+  const unsigned char* pointers;   // int64 [sequences], in bytes
+  const unsigned char* documents;  // int64 [document_count + 1]
+  const unsigned char* modes;      // int8 [sequences], 1: an image
+  std::int64_t sequences, document_count;
+  std::int64_t image_tokens;  // rows that a picture has
+
+  std::int64_t length(std::int64_t sequence) const;
+  bool is_image(std::int64_t sequence) const { return modes[sequence] != 0; }
+};
+
+// Positions start .. start + length of a document whose pictures are expanded to image_tokens placeholders.
+struct Span {
+  std::int64_t source, document, start, length;
+};
+
+// A picture by the source and the sequence that hold it.
+using PicturePlace = std::pair<std::int64_t, std::int64_t>;
+
+// Appends a span to `segments`, and the pictures that begin in it to `pictures` in reading order.  After a document's end
+// there is `eod_id`.  A document with a picture counts as a caption (2), another as text (1).  Throws std::invalid_argument
+// for a span outside its document or a dataset that points outside its data.
+void append_span(const std::vector<IndexedSource>& sources, const Span& span, std::int64_t image_token_id,
+                 std::int64_t eod_id, Segments& segments, std::vector<PicturePlace>& pictures);
+
+}  // namespace megatron_vlm
