@@ -14,4 +14,5 @@ PYBIND11_MODULE(_native, module) {
   module.doc() = "Native operators of megatron_vlm. Call them through megatron_vlm.ops, which checks what it passes.";
   module.attr("INTERFACE") = kInterface;
   megatron_vlm::bind_assemble(module);
+  megatron_vlm::bind_pack_plan(module);
 }

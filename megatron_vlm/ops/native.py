@@ -13,6 +13,8 @@ import numpy.typing as npt
 #: the `INTERFACE` of csrc/module.cpp that this package was written against
 EXPECTED_INTERFACE = 1
 
+Integers = npt.NDArray[np.int64]
+
 
 class NativeOperators(Protocol):
     """What `megatron_vlm._native` offers; the operators of this package call it, and check their input
@@ -35,6 +37,35 @@ class NativeOperators(Protocol):
         position_ids: npt.NDArray[np.int64],
         label_modality: npt.NDArray[np.uint8],
     ) -> tuple[npt.NDArray[np.int32], int, npt.NDArray[np.int64]]: ...
+
+    def pack_best_fit(self, lengths: Integers, capacity: int) -> tuple[Integers, int]: ...
+
+    def pack_within_budgets(
+        self,
+        lengths: Integers,
+        patches: Integers,
+        images: Integers,
+        order: Integers,
+        capacity: int,
+        patch_capacity: int,
+        image_capacity: int,
+    ) -> tuple[Integers, int]: ...
+
+    def group_by_pack(self, pack: Integers, packs: int) -> tuple[Integers, Integers]: ...
+
+    def fill_pack_holes(
+        self,
+        document: Integers,
+        start: Integers,
+        length: Integers,
+        splittable: npt.NDArray[np.bool_],
+        pack: Integers,
+        packs: int,
+        capacity: int,
+        min_piece: int,
+    ) -> tuple[Integers, Integers, Integers, Integers, int]: ...
+
+    def balance_packs(self, costs: npt.NDArray[np.float64], ranks: int, micro_batches: int, window: int) -> Integers: ...
 
 
 @functools.cache
