@@ -5,8 +5,9 @@ Checks and the handling of over-long documents are here, in numpy and once; plac
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -67,9 +68,16 @@ class Documents:
     picture_end: Integers
 
 
+#: the columns of `Pieces`
+COLUMNS = ("document", "start", "length", "patches", "images", "splittable")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Pieces:
-    """Documents or parts of them: int64[k] each, but bool[k] for `splittable`. A part holds no picture."""
+    """Documents or parts of them: int64[k] each, but bool[k] for `splittable`. A part holds no picture.
+
+    `untouched` is set where they are documents 0 to k - 1, all whole: then there is less to copy.
+    """
 
     document: Integers
     start: Integers
@@ -77,12 +85,18 @@ class Pieces:
     patches: Integers
     images: Integers
     splittable: Booleans
+    untouched: bool = False
 
     def take(self, index: npt.NDArray[np.intp] | Integers | Booleans) -> Pieces:
-        return Pieces(*(getattr(self, name)[index] for name in self.__slots__))
+        return as_pieces(getattr(self, name)[index] for name in COLUMNS)
 
     def followed_by(self, other: Pieces) -> Pieces:
-        return Pieces(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in self.__slots__))
+        return as_pieces(np.concatenate([getattr(self, name), getattr(other, name)]) for name in COLUMNS)
+
+
+def as_pieces(columns: Iterable[Any]) -> Pieces:
+    """Make pieces of arrays in the order of `COLUMNS`."""
+    return Pieces(*columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +112,27 @@ class Losses:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packed:
-    """Pieces by pack, inside a pack by document and start; pack p holds pieces starts[p] up to starts[p + 1]."""
+    """Pieces by pack, inside a pack by document and start.
+
+    Pack p holds pieces order[starts[p]] up to order[starts[p + 1]]; where `order` is None they are in this order already.
+    """
 
     pieces: Pieces
+    order: Integers | None
     starts: Integers
+
+    def in_order(self) -> Pieces:
+        """Every column by pack."""
+        return self.pieces if self.order is None else self.pieces.take(self.order)
+
+    def placed(self) -> tuple[Integers, Integers, Integers]:
+        """The columns document, start and length by pack: most of the time of a plan goes into copying columns."""
+        pieces = self.pieces
+        if self.order is None:
+            return pieces.document, pieces.start, pieces.length
+        if pieces.untouched:
+            return self.order, np.zeros(len(self.order), np.int64), pieces.length[self.order]
+        return pieces.document[self.order], pieces.start[self.order], pieces.length[self.order]
 
 
 def check_documents(
@@ -115,9 +146,9 @@ def check_documents(
     """Check arrays that a user gave, and fill in those that are None."""
     _check_array("lengths", lengths, np.int64, None)
     count = len(lengths)
-    for name, given, capacity in (("patches", patches, rules.patch_capacity), ("images", images, rules.image_capacity)):
-        if given is None and capacity is not None:
-            raise ValueError(f"{name[:-2] if name == 'patches' else name[:-1]}_capacity is given, but {name} are not")
+    for name, budget, given in (("patches", "patch_capacity", patches), ("images", "image_capacity", images)):
+        if given is None and getattr(rules, budget) is not None:
+            raise ValueError(f"{budget} is given, but {name} are not")
         if given is not None:
             _check_array(name, given, np.int64, count)
     if picture_end is not None:
@@ -163,7 +194,9 @@ def to_pieces(documents: Documents, rules: Rules) -> tuple[Pieces, Losses]:
     for held, most in ((documents.patches, rules.patch_capacity), (documents.images, rules.image_capacity)):
         if most is not None:
             vision |= held > most
-    whole = Pieces(everything, np.zeros(count, np.int64), lengths, documents.patches, documents.images, documents.splittable)
+    whole = Pieces(
+        everything, np.zeros(count, np.int64), lengths, documents.patches, documents.images, documents.splittable, True
+    )
     if not count or (lengths.min() >= 1 and lengths.max() <= rules.capacity and not vision.any()):
         return whole, Losses()
 
@@ -212,7 +245,7 @@ def place(pieces: Pieces, rules: Rules) -> Packed:
     if rules.fill_holes:
         return _fill(pieces, pack, packs, rules)
     order, starts = operators.group_by_pack(pack, packs)
-    return Packed(pieces.take(order), starts)
+    return Packed(pieces, order, starts)
 
 
 def _fill(pieces: Pieces, pack: Integers, packs: int, rules: Rules) -> Packed:
@@ -239,4 +272,4 @@ def _fill(pieces: Pieces, pack: Integers, packs: int, rules: Rules) -> Packed:
         kept = sorted_pieces.take(first)
         sorted_pieces = Pieces(kept.document, kept.start, length, kept.patches, kept.images, kept.splittable)
         pack = pack[first]
-    return Packed(sorted_pieces, np.searchsorted(pack, np.arange(packs + 1)).astype(np.int64, copy=False))
+    return Packed(sorted_pieces, None, np.searchsorted(pack, np.arange(packs + 1)).astype(np.int64, copy=False))

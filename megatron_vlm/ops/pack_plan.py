@@ -123,11 +123,11 @@ def plan_packs(
 
 def as_plan(packed: Packed, rules: Rules, losses: Losses) -> PackPlan:
     """Bring together what planning gave."""
-    pieces = packed.pieces
+    document, start, length = packed.placed()
     return PackPlan(
-        document=pieces.document,
-        start=pieces.start,
-        length=pieces.length,
+        document=document,
+        start=start,
+        length=length,
         pack_starts=packed.starts,
         capacity=rules.capacity,
         truncated=losses.truncated,
@@ -155,9 +155,7 @@ def lower_bound(lengths: Integers, capacity: int) -> int:
     rules = Rules(capacity)
     check_documents(lengths, None, None, None, None, rules)
     if len(lengths) and lengths.max() > capacity:
-        raise ValueError(
-            f"document {int(lengths.argmax())} has {lengths.max()} positions, more than the capacity {capacity}"
-        )
+        raise ValueError(f"document {int(lengths.argmax())} has {lengths.max()} positions, more than capacity {capacity}")
     count = np.bincount(lengths, minlength=capacity + 1)
     number = _upto(count)
     positions = _upto(count * np.arange(capacity + 1))
