@@ -144,7 +144,7 @@ class PackWindow:
         released = np.ones(len(sizes), np.bool_)
         rounds = np.zeros(len(pieces.document), np.int64)
         if not last and len(sizes):
-            # A cut piece counts as often held back as the document's pieces were at most: cutting renumbers them.
+            # A piece counts as held back as often as any of its document was: cutting and joining make new pieces.
             order = np.argsort(self._held.document, kind="stable")
             documents, first = np.unique(self._held.document[order], return_index=True)
             at = np.searchsorted(documents, pieces.document)
