@@ -111,6 +111,8 @@ def balanced(lengths: np.ndarray, prose: np.ndarray, capacity: int, args: Any) -
     plan = plan_packs(lengths, capacity, patches=patches, images=images, fill_holes=args.fill, **budgets)
     planned = time.process_time() - start
     costs = rng.permutation(pack_costs(plan, patches, COST))
+    if len(costs) < args.ranks * args.micro_batches:
+        raise SystemExit(f"{len(costs)} packs do not fill a step: give more --documents or fewer --ranks")
     full = percent_full(int(plan.length.sum()), plan.packs, capacity)
     print(f"  three budgets: {plan.packs} packs, {full:.3f} % full, {planned:.2f} s; costs {spread(costs)}")
     result: dict[str, Any] = {"packs": plan.packs, "full": full, "seconds": planned}
