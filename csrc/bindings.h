@@ -49,5 +49,6 @@ T* at_address(std::uintptr_t address) {
 void bind_assemble(py::module_& module);
 void bind_fuse(py::module_& module);
 void bind_patchify(py::module_& module);
+void bind_pack_plan(py::module_& module);
 
 }  // namespace megatron_vlm

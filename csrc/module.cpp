@@ -16,4 +16,5 @@ PYBIND11_MODULE(_native, module) {
   megatron_vlm::bind_assemble(module);
   megatron_vlm::bind_fuse(module);
   megatron_vlm::bind_patchify(module);
+  megatron_vlm::bind_pack_plan(module);
 }

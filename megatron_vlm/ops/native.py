@@ -14,6 +14,8 @@ import numpy.typing as npt
 #: the `INTERFACE` of csrc/module.cpp that this package was written against
 EXPECTED_INTERFACE = 2
 
+Integers = npt.NDArray[np.int64]
+
 
 class NativeOperators(Protocol):
     """What `megatron_vlm._native` offers; the operators of this package call it, and check their input
@@ -65,6 +67,35 @@ class NativeOperators(Protocol):
     def fuse_backward_weight(self, *arguments: object) -> None: ...
 
     def patchify(self, *arguments: object) -> None: ...
+
+    def pack_best_fit(self, lengths: Integers, capacity: int) -> tuple[Integers, int]: ...
+
+    def pack_within_budgets(
+        self,
+        lengths: Integers,
+        patches: Integers,
+        images: Integers,
+        order: Integers,
+        capacity: int,
+        patch_capacity: int,
+        image_capacity: int,
+    ) -> tuple[Integers, int]: ...
+
+    def group_by_pack(self, pack: Integers, packs: int) -> tuple[Integers, Integers]: ...
+
+    def fill_pack_holes(
+        self,
+        document: Integers,
+        start: Integers,
+        length: Integers,
+        splittable: npt.NDArray[np.bool_],
+        pack: Integers,
+        packs: int,
+        capacity: int,
+        min_piece: int,
+    ) -> tuple[Integers, Integers, Integers, Integers, int]: ...
+
+    def balance_packs(self, costs: npt.NDArray[np.float64], ranks: int, micro_batches: int, window: int) -> Integers: ...
 
 
 @functools.cache

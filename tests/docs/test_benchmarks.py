@@ -16,6 +16,7 @@ SMALL = {
     "bench_assemble": ["--packs", "2", "--sequence-length", "256", "--runs", "1"],
     "bench_planner": ["--documents", "2000", "--packs", "20", "--runs", "1"],
     "bench_attention": ["--positions", "128", "--runs", "1"],
+    "bench_packing": ["--documents", "5000", "--ranks", "4", "--runs", "1"],
     "bench_step": ["--sequence-length", "16", "--runs", "1"],
 }
 

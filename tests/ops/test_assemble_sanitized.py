@@ -1,41 +1,21 @@
-"""csrc/assemble.cpp under the address and undefined-behaviour sanitizers."""
+"""csrc/assemble.cpp and csrc/indexed_source.cpp under the address and undefined-behaviour sanitizers."""
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-from pathlib import Path
 
-import pytest
+from tests.ops.sanitized import CSRC, HERE, MARKS, compile_driver, run_driver
 
-ROOT = Path(__file__).resolve().parents[2]
-
-pytestmark = [
-    pytest.mark.sanitize,
-    pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler"),
-]
-
-
-def compile_driver(target: Path, *sources: Path) -> None:
-    flags = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror"]
-    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    subprocess.run(
-        ["c++", *flags, f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(target)],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+pytestmark = MARKS
 
 
 def test_no_access_beside_the_buffers(tmp_path):
     driver = tmp_path / "driver"
-    compile_driver(driver, ROOT / "csrc" / "assemble.cpp", Path(__file__).with_name("assemble_driver.cpp"))
-    result = subprocess.run([driver], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    done, refused = map(int, result.stdout.split())
-    assert done > 300
-    assert refused > 300
-    assert done + refused == 2000
+    compile_driver(driver, CSRC / "assemble.cpp", CSRC / "indexed_source.cpp", HERE / "assemble_driver.cpp")
+    done, refused = run_driver(driver)
+    assert done > 600
+    assert refused > 600
+    assert done + refused == 4000
 
 
 def test_the_sanitizer_would_have_told(tmp_path):
