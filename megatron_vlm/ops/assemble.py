@@ -85,6 +85,11 @@ class BatchBuffers:
     def arrays(self) -> tuple[npt.NDArray[Any], ...]:
         return tuple(getattr(self, field.name) for field in fields(self))
 
+    def batch(self, cu_seqlens: npt.NDArray[np.int32], max_seqlen: int, image_rows: int) -> PackedBatch:
+        """These arrays, written, with what is known of them since."""
+        written = {field.name: getattr(self, field.name) for field in fields(self)}
+        return PackedBatch(**written, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, image_rows=image_rows)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedBatch:
@@ -162,7 +167,7 @@ def assemble_packs(
         pad_id,
         native.Outputs(*buffers.arrays()),
     )
-    return PackedBatch(*buffers.arrays(), cu_seqlens, max_seqlen, image_rows)
+    return buffers.batch(cu_seqlens, max_seqlen, image_rows)
 
 
 def assemble_packs_reference(
@@ -220,7 +225,7 @@ def _copied(batch: PackedBatch, buffers: BatchBuffers) -> PackedBatch:
         if target.shape != value.shape:
             raise ValueError(f"{field.name} must have {len(value)} elements")
         target[:] = value
-    return PackedBatch(*buffers.arrays(), batch.cu_seqlens, batch.max_seqlen, batch.image_rows)
+    return buffers.batch(batch.cu_seqlens, batch.max_seqlen, batch.image_rows)
 
 
 def _check(packs: Sequence[Sequence[Segment]], sequence_length: int, image_token_id: int, pad_id: int) -> None:

@@ -87,5 +87,5 @@ def assemble_spans(
         vocab_size,
         native.Outputs(*buffers.arrays()),
     )
-    batch = PackedBatch(*buffers.arrays(), cu_seqlens, max_seqlen, image_rows)
+    batch = buffers.batch(cu_seqlens, max_seqlen, image_rows)
     return batch, pictures.reshape(-1, 2), None if at_fault < 0 else IdFault(at_fault, token_id)
