@@ -10,6 +10,10 @@
 namespace mvlm {
 
 constexpr int kFuseThreads = 256;
+// Blocks that a multiprocessor holds: a copy hides its waiting behind other blocks, a sum behind its own loads, which take
+// registers.
+constexpr int kBlocksThatCopy = 5;
+constexpr int kBlocksThatSum = 2;
 // Loads that a thread has under way.
 constexpr int kAhead = 4;
 constexpr int kAheadInSums = 8;
@@ -62,7 +66,7 @@ struct NamedPosition {
 // positions, y of the grid over b: there is no division.
 // Ordinary stores, not streaming ones: the next operator reads what is written here.
 template <typename T, typename Source>
-MVLM_KERNEL void MVLM_BOUNDS(kFuseThreads)
+MVLM_KERNEL void MVLM_BOUNDS(kFuseThreads, kBlocksThatCopy)
     copy_rows(T* out, Source source, int64_t positions, int64_t batch, int64_t units) {
   const int64_t step = int64_t{gridDim.x} * blockDim.y;
   for (int64_t b = blockIdx.y; b < batch; b += gridDim.y) {
@@ -88,7 +92,7 @@ MVLM_KERNEL void MVLM_BOUNDS(kFuseThreads)
 
 // position_of_row[r] = the position that names r, the first where several do.  The workspace holds -1 everywhere before.
 // x over positions, y of the grid over b: row_index is read in the order in which it lies.
-MVLM_KERNEL void MVLM_BOUNDS(kFuseThreads)
+MVLM_KERNEL void MVLM_BOUNDS(kFuseThreads, kBlocksThatCopy)
     find_positions(int64_t* position_of_row, const int32_t* row_index, int64_t batch, int64_t sequence,
                    int64_t first_position, int64_t positions, int64_t row_count, int32_t* fault) {
   const int64_t thread = int64_t{threadIdx.y} * blockDim.x + threadIdx.x;
@@ -155,7 +159,7 @@ MVLM_DEVICE Unit<kBytes> sum_of_word(const Unit<kBytes>* gradient, const int64_t
 
 // x and y of the grid over the units of a row, y of the block and x of the grid over runs of kRowsPerSearch rows.
 template <typename T, int kBytes>
-MVLM_KERNEL void MVLM_BOUNDS(kFuseThreads)
+MVLM_KERNEL void MVLM_BOUNDS(kFuseThreads, kBlocksThatSum)
     sum_words(Unit<kBytes>* out, const Unit<kBytes>* gradient, const int64_t* words, const int64_t* places,
               int64_t words_count, int64_t units, int64_t vocab_rows) {
   const int64_t first_unit = int64_t{blockIdx.y} * blockDim.x + threadIdx.x;

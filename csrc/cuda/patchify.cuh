@@ -11,6 +11,8 @@
 namespace mvlm {
 
 constexpr int kPatchifyThreads = 256;
+// Blocks that a multiprocessor holds at least.
+constexpr int kPatchifyBlocks = 5;
 // Patches that a block finds in the table at once, a thread each, before all of its threads write them.
 constexpr int kPatchesAtOnce = 16;
 constexpr int kTableEntry = 4;
@@ -127,7 +129,7 @@ struct Row {
 
 // x of block and grid only.
 template <typename Bits, int kBytes>
-MVLM_KERNEL void MVLM_BOUNDS(kPatchifyThreads)
+MVLM_KERNEL void MVLM_BOUNDS(kPatchifyThreads, kPatchifyBlocks)
     write_patches(Unit<kBytes>* out, int32_t* coordinates, Pictures all, Row row, Normalisation normalisation, int dtype,
                   int32_t* fault) {
   constexpr int kItems = kBytes / static_cast<int>(sizeof(Bits));

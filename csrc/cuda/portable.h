@@ -12,14 +12,15 @@
 #include <cuda_runtime.h>
 #define MVLM_KERNEL __global__
 #define MVLM_DEVICE __device__ __forceinline__
-#define MVLM_BOUNDS(threads) __launch_bounds__(threads)
+// The most threads of a block, and how many blocks a multiprocessor should hold at least.
+#define MVLM_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 #define MVLM_UNROLL _Pragma("unroll")
 #define MVLM_SHARED(type, name, count) __shared__ type name[count]
 #else
 #include "emulation.h"
 #define MVLM_KERNEL static
 #define MVLM_DEVICE inline
-#define MVLM_BOUNDS(threads)
+#define MVLM_BOUNDS(threads, blocks)
 #define MVLM_UNROLL
 // A lambda's type differs at every place, so that every declaration has memory of its own.
 #define MVLM_SHARED(type, name, count) type* name = mvlm::emulation::shared<type, count>([] {})

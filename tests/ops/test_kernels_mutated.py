@@ -156,7 +156,7 @@ def test_the_sources_as_they_are_pass() -> None:
 @pytest.mark.parametrize("name", SEEN_BY_COMPARISON)
 def test_a_comparison_sees(name: str, tmp_path: Path) -> None:
     sources = mutate(tmp_path, *SEEN_BY_COMPARISON[name])
-    library = compile_for_cpu(tmp_path / "kernels.so", ["-O1", "-shared", "-fPIC", "-Wno-unused"], sources)
+    library = compile_for_cpu(tmp_path / "kernels.so", ["-O0", "-shared", "-fPIC", "-Wno-unused"], sources)
     # A process of its own: a mutant may also crash or write where it pleases.
     child = multiprocessing.get_context("fork").Process(target=_compare_in_child, args=(library,))
     child.start()
