@@ -33,7 +33,6 @@ class Guarded:
         begin = GUARD + self.shift * size
         self.memory = torch.full((begin + count + GUARD + 16,), 0xAB, dtype=torch.uint8, device=self.device)
         self._inside = slice(begin, begin + count)
-        # The alignment of a view is that of its storage: cut the storage so that its start is a multiple of the size.
         self.tensor = self.memory[self._inside].view(self.dtype).view(self.shape)
 
     def check(self) -> None:

@@ -31,6 +31,17 @@ def setup_file() -> ModuleType:
     return module
 
 
+def build(setup_file: ModuleType, folder: Path) -> Path:
+    """Runs the build of the CUDA operators alone; the path that the library has to have."""
+    from setuptools import Distribution
+
+    command = setup_file.BuildNative(Distribution({"ext_modules": setup_file.cuda_libraries()}))
+    command.build_lib, command.build_temp = str(folder / "lib"), str(folder / "temp")
+    command.ensure_finalized()
+    command.run()
+    return folder / "lib" / "megatron_vlm" / "_kernels.so"
+
+
 @needs_nvcc
 @pytest.mark.parametrize("unit", ["fuse.cu", "patchify.cu"])
 def test_no_kernel_spills(unit: str, tmp_path: Path) -> None:
@@ -61,16 +72,48 @@ def test_no_kernel_spills(unit: str, tmp_path: Path) -> None:
 @needs_nvcc
 @pytest.mark.slow
 def test_the_library_that_users_get_loads_without_a_driver(setup_file: ModuleType, tmp_path: Path, monkeypatch) -> None:
-    from setuptools import Distribution
-
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
-    build = setup_file.BuildNative(Distribution({"ext_modules": setup_file.cuda_libraries()}))
-    build.build_lib, build.build_temp = str(tmp_path / "lib"), str(tmp_path / "temp")
-    build.ensure_finalized()
-    build.run()
-    library = Kernels(tmp_path / "lib" / "megatron_vlm" / "_kernels.so")
+    library = Kernels(build(setup_file, tmp_path))
     assert b"cudaErrorInvalidValue: " in library._library.mvlm_error_string(1)
+
+
+def compiler_that_fails(folder: Path) -> str:
+    path = folder / "nvcc"
+    path.write_text('#!/bin/sh\n[ "$1" = --list-gpu-code ] && echo sm_90 && exit\necho "no host compiler" >&2\nexit 1\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_without_nvcc_the_library_is_left_out_in_silence(
+    setup_file: ModuleType, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(setup_file, "find_nvcc", lambda: None)
+    assert not build(setup_file, tmp_path).exists()
+    assert "WARNING" not in capsys.readouterr().err
+    monkeypatch.setattr(setup_file, "CUDA_REQUIRED", True)
+    with pytest.raises(RuntimeError, match="found no nvcc"):
+        build(setup_file, tmp_path)
+
+
+def test_a_failed_build_warns_with_the_reason(setup_file: ModuleType, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr(setup_file, "find_nvcc", lambda: compiler_that_fails(tmp_path))
+    assert not build(setup_file, tmp_path).exists()
+    said = capsys.readouterr().err
+    assert "WARNING: megatron_vlm/_kernels.so was not built" in said
+    assert "no host compiler" in said
+    assert "MEGATRON_VLM_SKIP_CUDA=1" in said
+    monkeypatch.setattr(setup_file, "CUDA_REQUIRED", True)
+    with pytest.raises(RuntimeError, match="nvcc failed:\nno host compiler"):
+        build(setup_file, tmp_path)
+
+
+def test_it_can_be_left_out(setup_file: ModuleType, monkeypatch) -> None:
+    monkeypatch.setattr(setup_file, "CUDA_SKIPPED", True)
+    assert setup_file.cuda_libraries() == []
 
 
 KNOWN = {"sm_80", "sm_90", "sm_100"}
