@@ -27,10 +27,12 @@ COPY examples examples
 RUN set -eu; \
     torch_before="$(python -c 'import torch; print(torch.__version__, torch.__file__)')"; \
     pip install --no-cache-dir "setuptools>=77" wheel "pybind11>=2.13"; \
-    MEGATRON_VLM_REQUIRE_NATIVE=1 pip install --no-cache-dir --no-build-isolation .; \
+    MEGATRON_VLM_REQUIRE_NATIVE=1 MEGATRON_VLM_REQUIRE_CUDA=1 \
+      pip install --no-cache-dir --no-build-isolation .; \
     test "$torch_before" = "$(python -c 'import torch; print(torch.__version__, torch.__file__)')" \
       || { echo "the installation replaced the image's torch ($torch_before)" >&2; exit 1; }; \
-    cd /; python -c 'from megatron_vlm.ops.native import native_operators; assert native_operators() is not None'
+    cd /; python -c 'from megatron_vlm.ops.native import native_operators; assert native_operators() is not None'; \
+    python -c 'from megatron_vlm.ops.kernels import LIBRARY, Kernels; Kernels(LIBRARY)'
 
 RUN useradd --create-home --uid "${USER_ID}" "${USER_NAME}" && install -d -o "${USER_NAME}" /runs
 USER ${USER_NAME}

@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 STAMP  := $(VENV)/.installed
-SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*.cu csrc/*.cuh)
+SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cuda/*)
 
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
@@ -50,6 +50,7 @@ $(STAMP): constraints.txt pyproject.toml setup.py $(SOURCES) | $(BIN)/python
 	@echo "==> 4/4 megatron_vlm and its native operators"
 	@$(PIP) install --no-build-isolation --no-deps --editable .
 	@$(BIN)/python -c 'from megatron_vlm.ops.native import native_operators; native_operators()'
+	@$(BIN)/python -c 'from megatron_vlm.ops.kernels import cuda_kernels; cuda_kernels()'
 	@touch $@
 
 demo: $(STAMP)
@@ -77,5 +78,5 @@ test-gpu: $(STAMP)
 # The virtual environment stays, without its stamp: the next target installs again what is missing.
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	rm -f megatron_vlm/_native*.so $(STAMP)
+	rm -f megatron_vlm/_native*.so megatron_vlm/_kernels.so $(STAMP)
 	find megatron_vlm tests examples benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_vlm.ops import fuse_kernels
 from megatron_vlm.ops.dtypes import dtype_code
+from megatron_vlm.ops.faults import fault_flag
 from megatron_vlm.ops.fuse_reference import fuse_embeddings_backward_reference, fuse_embeddings_reference
+from megatron_vlm.ops.kernels import cuda_kernels
 from megatron_vlm.ops.library import LIBRARY
 from megatron_vlm.ops.native import native_operators
 
@@ -192,11 +195,9 @@ def _backward_cpu(
     hidden = gradient.size(2)
     native = native_operators()
     if native is None:
-        weight_gradient, row_gradient = fuse_embeddings_backward_reference(
-            gradient, tokens, row_index, vocab_rows, row_count, vocab_start, first_position
+        return _backward_reference(
+            gradient, tokens, row_index, vocab_rows, row_count, vocab_start, first_position, of_weight, of_rows
         )
-        empty = gradient.new_empty(0, hidden)
-        return weight_gradient if of_weight else empty, row_gradient if of_rows else empty.clone()
     gradient, tokens, row_index = (t.contiguous() for t in (gradient, tokens, row_index))
     code, threads = dtype_code(gradient.dtype, "the gradient"), torch.get_num_threads()
     part = _slice(
@@ -210,6 +211,81 @@ def _backward_cpu(
     if of_rows:
         native.fuse_backward_rows(row_gradient.data_ptr(), gradient.data_ptr(), hidden, code, part, threads)
     return weight_gradient, row_gradient
+
+
+@torch.library.impl(LIBRARY, "fuse_embeddings", "CUDA")
+def _forward_cuda(
+    tokens: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    row_index: Tensor,
+    vocab_start: int,
+    vocab_size: int,
+    first_position: int,
+    positions: int,
+    rows_here: bool,
+) -> Tensor:
+    _check(tokens, weight, rows, row_index, vocab_start, vocab_size, first_position, positions)
+    arguments = (tokens, weight, rows, row_index, vocab_start, vocab_size, first_position, positions, rows_here)
+    kernels = cuda_kernels()
+    if kernels is None:
+        return fuse_embeddings_reference(*arguments)
+    device = tokens.device
+    return fuse_kernels.forward(kernels, fault_flag(device), torch.cuda.current_stream(device).cuda_stream, *arguments)
+
+
+@torch.library.impl(LIBRARY, "fuse_embeddings_backward", "CUDA")
+def _backward_cuda(
+    gradient: Tensor,
+    tokens: Tensor,
+    row_index: Tensor,
+    vocab_rows: int,
+    row_count: int,
+    vocab_start: int,
+    vocab_size: int,
+    first_position: int,
+    of_weight: bool,
+    of_rows: bool,
+) -> tuple[Tensor, Tensor]:
+    kernels = cuda_kernels()
+    if kernels is None:
+        return _backward_reference(
+            gradient, tokens, row_index, vocab_rows, row_count, vocab_start, first_position, of_weight, of_rows
+        )
+    device = gradient.device
+    return fuse_kernels.backward(
+        kernels,
+        fault_flag(device),
+        torch.cuda.current_stream(device).cuda_stream,
+        gradient,
+        tokens,
+        row_index,
+        vocab_rows,
+        row_count,
+        vocab_start,
+        first_position,
+        of_weight,
+        of_rows,
+    )
+
+
+def _backward_reference(
+    gradient: Tensor,
+    tokens: Tensor,
+    row_index: Tensor,
+    vocab_rows: int,
+    row_count: int,
+    vocab_start: int,
+    first_position: int,
+    of_weight: bool,
+    of_rows: bool,
+) -> tuple[Tensor, Tensor]:
+    weight_gradient, row_gradient = fuse_embeddings_backward_reference(
+        gradient, tokens, row_index, vocab_rows, row_count, vocab_start, first_position
+    )
+    # what is not asked for has no rows; two results may not share memory
+    empty = (gradient.new_empty(0, gradient.size(2)) for _ in range(2))
+    return weight_gradient if of_weight else next(empty), row_gradient if of_rows else next(empty)
 
 
 def _check_values(tokens: Tensor, row_index: Tensor, vocab_size: int, row_count: int, first: int, count: int) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from megatron_vlm.ops.dtypes import dtype_code
+from megatron_vlm.ops.faults import fault_flag
+from megatron_vlm.ops.kernels import cuda_kernels
 from megatron_vlm.ops.library import LIBRARY
 from megatron_vlm.ops.native import native_operators
 from megatron_vlm.ops.patchify_reference import patchify_reference
@@ -142,6 +144,39 @@ def _patchify_cpu(
         scaled_to_bytes(std),
         dtype_code(dtype, "the output"),
         torch.get_num_threads(),
+    )
+    return rows, coordinates
+
+
+@torch.library.impl(LIBRARY, "patchify", "CUDA")
+def _patchify_cuda(
+    pixels: Tensor,
+    pictures: Tensor,
+    patches: int,
+    patch_size: int,
+    group: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    _check(pixels, pictures, mean, std, dtype)
+    kernels = cuda_kernels()
+    if kernels is None:
+        return patchify_reference(pixels, pictures, patches, patch_size, group, mean, std, dtype)
+    device = pixels.device
+    rows = pixels.new_empty(patches, 3 * patch_size * patch_size, dtype=dtype)
+    coordinates = pixels.new_empty(patches, 2, dtype=torch.int32)
+    kernels.patchify(
+        rows,
+        coordinates,
+        pixels.contiguous(),
+        pictures.contiguous(),
+        patch_size=patch_size,
+        group=group,
+        mean_255=scaled_to_bytes(mean),
+        std_255=scaled_to_bytes(std),
+        fault=fault_flag(device),
+        stream=torch.cuda.current_stream(device).cuda_stream,
     )
     return rows, coordinates
 

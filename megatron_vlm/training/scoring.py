@@ -16,6 +16,7 @@ from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data.micro_batch import MicroBatch, make_micro_batch
 from megatron_vlm.ops.assemble import Segment
+from megatron_vlm.ops.faults import raise_faults
 from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training.engine import Engine
 from megatron_vlm.training.step import forward_row
@@ -79,7 +80,9 @@ def score_documents(
                     at += length
     result = result.to(topology.device)
     dist.all_reduce(result)
-    return result.cpu().numpy()
+    scores = result.cpu().numpy()
+    raise_faults(topology.device)
+    return scores
 
 
 def _batch(

@@ -15,6 +15,7 @@ from torch import Tensor
 from megatron_vlm.data.micro_batch import MicroBatch
 from megatron_vlm.models.language import packed_row
 from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_TEXT
+from megatron_vlm.ops.faults import raise_faults
 from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training.engine import Engine, unwrap
 
@@ -99,6 +100,7 @@ def train_step(
         sums[-1] = sum(batch.pictures for batch in batches)
     dist.all_reduce(sums)
     values = sums.tolist()
+    raise_faults(topology.device)  # the line above has waited for the device
     engine.optimizer.prepare(learning_rate, step, engine.stage)
     without_pictures = () if values[-1] else ("vision", "projector")
     with engine.optimizer.leaving_out(without_pictures):

@@ -19,6 +19,8 @@ SMALL = {
     "bench_packing": ["--documents", "5000", "--ranks", "4", "--runs", "1"],
     "bench_step": ["--sequence-length", "16", "--runs", "1"],
 }
+#: these have nothing to measure on a machine without CUDA
+ON_GPU = {"bench_kernels_gpu"}
 
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -29,7 +31,7 @@ def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_every_benchmark_is_listed() -> None:
     found = {path.stem for path in FOLDER.glob("bench_*.py")}
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert found == set(SMALL)
+    assert found == set(SMALL) | ON_GPU
     assert all(f"## {name}.py" in readme for name in found)
 
 
@@ -44,3 +46,13 @@ def test_a_small_run(name: str, tmp_path: Path) -> None:
     written = json.loads(file.read_text(encoding="utf-8"))
     assert written["settings"]["runs"] == 1
     assert written["results"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ON_GPU))
+def test_without_a_gpu_it_says_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "--json" in run(name, "--help").stdout
+    done = run(name)
+    assert done.returncode != 0
+    assert done.stderr == f"{name}: there is no CUDA device here, so there is nothing to measure\n"
