@@ -124,12 +124,15 @@ class DocumentSource:
 
     def wrong_id(self, document: int, token_id: int) -> DataError:
         """What to raise where a document's text holds an id that it must not hold."""
-        where = f"{self.reader.prefix}, document {document}: "
+        where = f"{self.reader.prefix}, document {document}"
         if token_id == self.token_counts.image_token_id:
-            fault = f"its text holds the image placeholder's id {token_id}"
-        else:
-            fault = f"token id {token_id} is outside the vocabulary of {self.token_counts.vocab_size}"
-        return DataError(f"{where}{fault}; the dataset was made with another tokenizer")
+            return DataError(
+                f"{where}: its text holds the image placeholder's id {token_id}; the dataset was made with another tokenizer"
+            )
+        return DataError(
+            f"{where}: token id {token_id} is outside the vocabulary of {self.token_counts.vocab_size}; the dataset was "
+            f"made with another tokenizer"
+        )
 
     @cached_property
     def indexed(self) -> IndexedSource | None:

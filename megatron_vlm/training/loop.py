@@ -20,6 +20,7 @@ from megatron_vlm.data.packing import PackPlanner
 from megatron_vlm.data.tokenizer import Tokenizer
 from megatron_vlm.errors import UserError
 from megatron_vlm.models.language import padded_vocab_size
+from megatron_vlm.ops.pack_balance import balance_packs
 from megatron_vlm.parallel import topology as topology_module
 from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.planning.flops import BatchShape, step_flops
@@ -123,20 +124,33 @@ class Run:
 
     def next_batches(self) -> tuple[list[MicroBatch], BatchShape]:
         """This rank's micro-batches of the coming step, and the shape of the whole global batch."""
-        schedule, data_size = self.config.schedule, self.topology.data_size
+        schedule = self.config.schedule
         packs = self.planner.next_packs(schedule.global_batch_size)
-        micro = schedule.micro_batch_size
-        count = schedule.global_batch_size // (micro * data_size)
-        batches = []
-        for number in range(count):
-            first = (number * data_size + self.topology.data_rank) * micro
-            batches.append(self.maker(packs[first : first + micro]).to(self.topology.device))
         sources = list(self.planner.sources.values())
-        lengths, pictures = [], 0
+        shapes = []
         for pack in packs:
-            lengths += [span.length for span in pack]
-            pictures += sum(int(sources[s.source].pictures[s.document]) for s in pack if s.start == 0)
-        return batches, BatchShape(len(packs) * self.config.data.sequence_length, tuple(lengths), pictures)
+            pictures = sum(int(sources[span.source].pictures[span.document]) for span in pack if span.start == 0)
+            shapes.append(BatchShape(self.config.data.sequence_length, tuple(span.length for span in pack), pictures))
+        mine = [packs[number] for number in self._share(shapes)]
+        micro = schedule.micro_batch_size
+        batches = [self.maker(mine[first : first + micro]).to(self.topology.device) for first in range(0, len(mine), micro)]
+        whole = BatchShape(
+            sum(shape.positions for shape in shapes),
+            tuple(length for shape in shapes for length in shape.document_lengths),
+            sum(shape.pictures for shape in shapes),
+        )
+        return batches, whole
+
+    def _share(self, shapes: list[BatchShape]) -> list[int]:
+        """The packs of a global batch that this data-parallel rank computes, by number: every rank gets as many, and of
+        like cost in all, so that none waits for another. Costs are their operations, the encoder's included."""
+        ranks = self.topology.data_size
+        if ranks == 1:
+            return list(range(len(shapes)))
+        frozen = self.config.curriculum.stages[self.engine.stage].freeze
+        costs = np.array([step_flops(self.config.model, self._vocab, shape, frozen) for shape in shapes], np.float64)
+        dealt = balance_packs(costs, ranks, len(shapes) // ranks)
+        return [int(number) for number in dealt.order[0, self.topology.data_rank]]
 
     def _record(self, result: StepResult, rate: float, shape: BatchShape, seconds: float, waited: float) -> dict[str, Any]:
         fill, mixture = self.planner.fill, self.planner.mixture

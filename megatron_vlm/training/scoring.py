@@ -17,6 +17,7 @@ from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data.micro_batch import MicroBatch, make_micro_batch
 from megatron_vlm.ops.assemble import Segment
 from megatron_vlm.ops.faults import raise_faults
+from megatron_vlm.ops.pack_plan import plan_packs
 from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training.engine import Engine
 from megatron_vlm.training.step import forward_row
@@ -31,24 +32,14 @@ class Scored:
 
 
 def _rows(documents: Sequence[Scored], capacity: int) -> list[list[int]]:
-    """Documents by number into rows of at most `capacity` positions, in order of falling length."""
-    order = sorted(range(len(documents)), key=lambda i: (-len(documents[i].segment.ids), i))
-    rows: list[list[int]] = []
-    space: list[int] = []
-    for number in order:
-        length = len(documents[number].segment.ids) - 1
-        if length > capacity:
-            raise ValueError(f"document {number} has {length} positions, a row {capacity}")
-        # rows fill up in order, so only the last few can still have room
-        for row in range(max(0, len(rows) - 8), len(rows)):
-            if space[row] >= length:
-                rows[row].append(number)
-                space[row] -= length
-                break
-        else:
-            rows.append([number])
-            space.append(capacity - length)
-    return rows
+    """Documents by number into as few rows of at most `capacity` positions as best fit takes."""
+    lengths = np.array([len(document.segment.ids) - 1 for document in documents], np.int64)
+    if lengths.max(initial=0) > capacity:
+        number = int(lengths.argmax())
+        raise ValueError(f"document {number} has {lengths[number]} positions, a row {capacity}")
+    plan = plan_packs(lengths, capacity)
+    borders = zip(plan.pack_starts[:-1], plan.pack_starts[1:], strict=True)
+    return [plan.document[begin:end].tolist() for begin, end in borders]
 
 
 def score_documents(

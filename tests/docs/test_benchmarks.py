@@ -14,6 +14,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 #: the smallest settings of each
 SMALL = {
     "bench_assemble": ["--packs", "2", "--sequence-length", "256", "--runs", "1"],
+    "bench_fusion": ["--batch", "1", "--sequence-length", "1024", "--hidden", "64", "--vocab", "500", "--runs", "1"],
+    "bench_patchify": ["--pictures", "2", "--runs", "1", "--without-compile"],
     "bench_planner": ["--documents", "2000", "--packs", "20", "--runs", "1"],
     "bench_attention": ["--positions", "128", "--runs", "1"],
     "bench_packing": ["--documents", "5000", "--ranks", "4", "--runs", "1"],
