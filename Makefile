@@ -3,6 +3,7 @@
 #   make test            lint, types, layers and the fast tests
 #   make test-all        all of that and the slow, distributed, sanitizer and chaos tests
 #   make test-gpu        the tests that need a CUDA device or Transformer Engine
+#   make bench           packing, assembly, fusion and patches against their peers
 #   make demo            a first run, start to finish, on any laptop
 #
 # Where a CUDA build of torch is installed already (an NGC image, a cluster's module), keep it:
@@ -22,7 +23,7 @@ SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cuda/*)
 
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
-.PHONY: install demo test test-all test-gpu lint format clean
+.PHONY: install demo test test-all test-gpu bench lint format clean
 
 install: $(STAMP)
 
@@ -74,6 +75,13 @@ test-all: lint
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m "gpu or te" $(PYTEST_ARGS)
+
+# What the README's table of operators is made from; one thread, a few minutes.
+bench: $(STAMP)
+	@for name in packing assemble fusion patchify; do \
+		echo "== benchmarks/bench_$$name.py"; \
+		OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/bench_$$name.py || exit; \
+	done
 
 # The virtual environment stays, without its stamp: the next target installs again what is missing.
 clean:
