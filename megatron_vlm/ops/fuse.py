@@ -140,25 +140,17 @@ def _slice(
     )
 
 
+# torch passes what follows the tensors in the order of the schemas above; `where` is that, undivided.
+
+
 @torch.library.impl(LIBRARY, "fuse_embeddings", "CPU")
-def _forward_cpu(
-    tokens: Tensor,
-    weight: Tensor,
-    rows: Tensor,
-    row_index: Tensor,
-    vocab_start: int,
-    vocab_size: int,
-    first_position: int,
-    positions: int,
-    rows_here: bool,
-) -> Tensor:
+def _forward_cpu(tokens: Tensor, weight: Tensor, rows: Tensor, row_index: Tensor, *where: Any) -> Tensor:
+    vocab_start, vocab_size, first_position, positions, rows_here = where
     _check(tokens, weight, rows, row_index, vocab_start, vocab_size, first_position, positions)
     native = native_operators()
     if native is None:
         _check_values(tokens, row_index, vocab_size, rows.size(0), first_position, positions)
-        return fuse_embeddings_reference(
-            tokens, weight, rows, row_index, vocab_start, vocab_size, first_position, positions, rows_here
-        )
+        return fuse_embeddings_reference(tokens, weight, rows, row_index, *where)
     tokens, weight, rows, row_index = (t.contiguous() for t in (tokens, weight, rows, row_index))
     hidden = weight.size(1)
     out = weight.new_empty(positions, tokens.size(0), hidden)
@@ -180,26 +172,13 @@ def _forward_cpu(
 
 
 @torch.library.impl(LIBRARY, "fuse_embeddings_backward", "CPU")
-def _backward_cpu(
-    gradient: Tensor,
-    tokens: Tensor,
-    row_index: Tensor,
-    vocab_rows: int,
-    row_count: int,
-    vocab_start: int,
-    vocab_size: int,
-    first_position: int,
-    of_weight: bool,
-    of_rows: bool,
-) -> tuple[Tensor, Tensor]:
-    hidden = gradient.size(2)
+def _backward_cpu(gradient: Tensor, tokens: Tensor, row_index: Tensor, *where: Any) -> tuple[Tensor, Tensor]:
+    vocab_rows, row_count, vocab_start, vocab_size, first_position, of_weight, of_rows = where
     native = native_operators()
     if native is None:
-        return _backward_reference(
-            gradient, tokens, row_index, vocab_rows, row_count, vocab_start, first_position, of_weight, of_rows
-        )
+        return _backward_reference(gradient, tokens, row_index, *where)
     gradient, tokens, row_index = (t.contiguous() for t in (gradient, tokens, row_index))
-    code, threads = dtype_code(gradient.dtype, "the gradient"), torch.get_num_threads()
+    hidden, code, threads = gradient.size(2), dtype_code(gradient.dtype, "the gradient"), torch.get_num_threads()
     part = _slice(
         native, tokens, row_index, first_position, gradient.size(0), vocab_start, vocab_rows, vocab_size, row_count
     )
@@ -214,72 +193,28 @@ def _backward_cpu(
 
 
 @torch.library.impl(LIBRARY, "fuse_embeddings", "CUDA")
-def _forward_cuda(
-    tokens: Tensor,
-    weight: Tensor,
-    rows: Tensor,
-    row_index: Tensor,
-    vocab_start: int,
-    vocab_size: int,
-    first_position: int,
-    positions: int,
-    rows_here: bool,
-) -> Tensor:
-    _check(tokens, weight, rows, row_index, vocab_start, vocab_size, first_position, positions)
-    arguments = (tokens, weight, rows, row_index, vocab_start, vocab_size, first_position, positions, rows_here)
-    kernels = cuda_kernels()
+def _forward_cuda(tokens: Tensor, weight: Tensor, rows: Tensor, row_index: Tensor, *where: Any) -> Tensor:
+    _check(tokens, weight, rows, row_index, *where[:4])
+    kernels, device = cuda_kernels(), tokens.device
     if kernels is None:
-        return fuse_embeddings_reference(*arguments)
-    device = tokens.device
-    return fuse_kernels.forward(kernels, fault_flag(device), torch.cuda.current_stream(device).cuda_stream, *arguments)
+        return fuse_embeddings_reference(tokens, weight, rows, row_index, *where)
+    stream = torch.cuda.current_stream(device).cuda_stream
+    return fuse_kernels.forward(kernels, fault_flag(device), stream, tokens, weight, rows, row_index, *where)
 
 
 @torch.library.impl(LIBRARY, "fuse_embeddings_backward", "CUDA")
-def _backward_cuda(
-    gradient: Tensor,
-    tokens: Tensor,
-    row_index: Tensor,
-    vocab_rows: int,
-    row_count: int,
-    vocab_start: int,
-    vocab_size: int,
-    first_position: int,
-    of_weight: bool,
-    of_rows: bool,
-) -> tuple[Tensor, Tensor]:
-    kernels = cuda_kernels()
+def _backward_cuda(gradient: Tensor, tokens: Tensor, row_index: Tensor, *where: Any) -> tuple[Tensor, Tensor]:
+    kernels, device = cuda_kernels(), gradient.device
     if kernels is None:
-        return _backward_reference(
-            gradient, tokens, row_index, vocab_rows, row_count, vocab_start, first_position, of_weight, of_rows
-        )
-    device = gradient.device
-    return fuse_kernels.backward(
-        kernels,
-        fault_flag(device),
-        torch.cuda.current_stream(device).cuda_stream,
-        gradient,
-        tokens,
-        row_index,
-        vocab_rows,
-        row_count,
-        vocab_start,
-        first_position,
-        of_weight,
-        of_rows,
-    )
+        return _backward_reference(gradient, tokens, row_index, *where)
+    vocab_rows, row_count, vocab_start, _, first_position, of_weight, of_rows = where
+    stream = torch.cuda.current_stream(device).cuda_stream
+    sizes = (vocab_rows, row_count, vocab_start, first_position, of_weight, of_rows)
+    return fuse_kernels.backward(kernels, fault_flag(device), stream, gradient, tokens, row_index, *sizes)
 
 
-def _backward_reference(
-    gradient: Tensor,
-    tokens: Tensor,
-    row_index: Tensor,
-    vocab_rows: int,
-    row_count: int,
-    vocab_start: int,
-    first_position: int,
-    of_weight: bool,
-    of_rows: bool,
-) -> tuple[Tensor, Tensor]:
+def _backward_reference(gradient: Tensor, tokens: Tensor, row_index: Tensor, *where: Any) -> tuple[Tensor, Tensor]:
+    vocab_rows, row_count, vocab_start, _, first_position, of_weight, of_rows = where
     weight_gradient, row_gradient = fuse_embeddings_backward_reference(
         gradient, tokens, row_index, vocab_rows, row_count, vocab_start, first_position
     )
@@ -307,33 +242,14 @@ def _check_values(tokens: Tensor, row_index: Tensor, vocab_size: int, row_count:
 
 
 @torch.library.register_fake("megatron_vlm::fuse_embeddings", lib=LIBRARY)
-def _forward_fake(
-    tokens: Tensor,
-    weight: Tensor,
-    rows: Tensor,
-    row_index: Tensor,
-    vocab_start: int,
-    vocab_size: int,
-    first_position: int,
-    positions: int,
-    rows_here: bool,
-) -> Tensor:
+def _forward_fake(tokens: Tensor, weight: Tensor, rows: Tensor, row_index: Tensor, *where: Any) -> Tensor:
+    _, _, _, positions, _ = where
     return weight.new_empty(positions, tokens.size(0), weight.size(1))
 
 
 @torch.library.register_fake("megatron_vlm::fuse_embeddings_backward", lib=LIBRARY)
-def _backward_fake(
-    gradient: Tensor,
-    tokens: Tensor,
-    row_index: Tensor,
-    vocab_rows: int,
-    row_count: int,
-    vocab_start: int,
-    vocab_size: int,
-    first_position: int,
-    of_weight: bool,
-    of_rows: bool,
-) -> tuple[Tensor, Tensor]:
+def _backward_fake(gradient: Tensor, tokens: Tensor, row_index: Tensor, *where: Any) -> tuple[Tensor, Tensor]:
+    vocab_rows, row_count, _, _, _, of_weight, of_rows = where
     hidden = gradient.size(2)
     return gradient.new_empty(vocab_rows if of_weight else 0, hidden), gradient.new_empty(
         row_count if of_rows else 0, hidden

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
 
-from megatron_vlm.ops import faults, fuse_kernels
+from megatron_vlm.ops import faults, fuse, fuse_kernels, patchify
 from megatron_vlm.ops.fuse_reference import fuse_embeddings_backward_reference, fuse_embeddings_reference
 from tests.ops.emulation import emulated_kernels, needs_compiler
 from tests.ops.test_fuse import batch, weights
@@ -44,6 +46,38 @@ def test_the_whole_operator_on_the_kernels(seed, b, s, hidden, vocab, rows, star
     for one, other, wanted in zip(found, expected, asked, strict=True):
         assert torch.equal(one, other if wanted else other[:0])
     assert int(fault) == 0
+
+
+@pytest.fixture
+def on_kernels(monkeypatch) -> torch.Tensor:
+    """What is registered for CUDA finds the kernels' CPU build, and a stream; returns its fault flag."""
+    monkeypatch.setattr(faults, "_FLAGS", {})
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
+    for module in (fuse, patchify):
+        monkeypatch.setattr(module, "cuda_kernels", emulated_kernels)
+    return faults.fault_flag(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "without their library"])
+def test_what_is_registered_for_cuda_gives_what_the_cpu_gives(on_kernels, monkeypatch, kernels) -> None:
+    if not kernels:
+        for module in (fuse, patchify):
+            monkeypatch.setattr(module, "cuda_kernels", lambda: None)
+    tokens, row_index = batch(9, 2, 11, 13, 8, 7)
+    weight, rows = (t.detach() for t in weights(9, 10, 8, 6, torch.bfloat16))
+    where = (2, 13, 3, 7, True)
+    out = fuse._forward_cuda(tokens, weight, rows, row_index, *where)
+    assert torch.equal(out, fuse._forward_cpu(tokens, weight, rows, row_index, *where))
+    for asked in ((True, True), (True, False), (False, True)):
+        arguments = (torch.randn_like(out), tokens, row_index, 10, 8, 2, 13, 3, *asked)
+        for one, other in zip(fuse._backward_cuda(*arguments), fuse._backward_cpu(*arguments), strict=True):
+            assert torch.equal(one, other)
+    sizes = [(8, 12), (4, 4)]
+    pixels = torch.randint(0, 256, (3 * (96 + 16),), dtype=torch.uint8)
+    pictures = (pixels, patchify.picture_table(sizes, 2), 28, 2, 2, [0.5] * 3, [0.25] * 3, torch.float32)
+    for one, other in zip(patchify._patchify_cuda(*pictures), patchify._patchify_cpu(*pictures), strict=True):
+        assert torch.equal(one, other)
+    assert int(on_kernels) == 0
 
 
 def test_faults_are_raised_once_and_forgotten(monkeypatch) -> None:
