@@ -5,7 +5,8 @@
 A batch with pictures of 256 rows, a quarter of all positions (--share). `fuse_embeddings` includes the lookup of the words.
 Of the others, the lookup is counted too unless the line says "merge alone":
   lookup + index_copy     torch.nn.functional.embedding, transposed, then index_copy at known positions
-  masked_scatter          as transformers' vision-language models do it
+  masked_scatter          its cheapest spelling, with a mask that is made once
+  LlavaModel              transformers' `LlavaModel.get_placeholder_mask` and its masked_scatter, where transformers is installed
   LLaVAModel              megatron-core's `LLaVAModel._preprocess_data`, labels and loss mask included
   MIMO                    megatron-core's `align_embeddings_by_token_positions`, where megatron-core has it
 Backward: gradients of the embedding and of the image rows. What is compared is checked to be equal first. One thread; all
@@ -63,6 +64,9 @@ class Batch:
         flat = self.row_index.t().reshape(-1)
         self.positions = torch.nonzero(flat >= 0).squeeze(1)
         self.order = flat[self.positions].long()
+        # a placeholder that no word is, as LlavaModel and MIMO find their positions by it
+        self.placeholder = vocab
+        self.placed = torch.where(self.row_index >= 0, vocab, self.tokens)
         self.mask = (self.row_index >= 0).unsqueeze(-1)
         self.slots = torch.empty(self.pictures * ROWS, dtype=torch.int64)
         self.slots[self.order] = self.positions
@@ -83,6 +87,17 @@ def index_copy(b: Batch) -> Tensor:
 def masked_scatter(b: Batch, words: Tensor | None = None) -> Tensor:
     x = embedding(b.tokens, b.weight) if words is None else words
     return x.masked_scatter(b.mask.expand_as(x), b.rows)
+
+
+def transformers_llava(b: Batch) -> Tensor:
+    """The lines of `LlavaModel.forward` between the lookup and the language model."""
+    from transformers import LlavaModel
+
+    model: Any = SimpleNamespace(config=SimpleNamespace(image_token_id=b.placeholder))
+    x = embedding(b.tokens, b.weight)
+    rows = b.rows.view(b.pictures, ROWS, -1)
+    mask = LlavaModel.get_placeholder_mask(model, b.placed, x, rows)
+    return x.masked_scatter(mask, rows)
 
 
 def llava(b: Batch, words: Tensor | None = None) -> Tensor:
@@ -108,11 +123,9 @@ def llava(b: Batch, words: Tensor | None = None) -> Tensor:
 def mimo(b: Batch, words: Tensor) -> Tensor:
     from megatron.core.models.mimo.model.base import MimoModel
 
-    placeholder = b.weight.size(0)
-    tokens = torch.where(b.row_index >= 0, placeholder, b.tokens)
-    model: Any = SimpleNamespace(special_token_ids={"images": placeholder})
+    model: Any = SimpleNamespace(special_token_ids={"images": b.placeholder})
     return MimoModel.align_embeddings_by_token_positions(
-        model, {"text": words, "images": b.rows}, tokens, {"images": placeholder}
+        model, {"text": words, "images": b.rows}, b.placed, {"images": b.placeholder}
     )
 
 
@@ -136,11 +149,16 @@ def forward_ways(b: Batch, result: Tensor) -> dict[str, Callable[[], object]]:
         (llava, llava(b)),
     ):
         assert torch.equal(made, result), f"{way.__name__} gives another result"
-    try:
-        assert torch.equal(mimo(b, text_words), result)
-        ways["MIMO, merge alone"] = lambda: mimo(b, text_words)
-    except (ImportError, AttributeError, TypeError) as error:
-        print(f"(MIMO is left out: {error})")
+    optional: dict[str, Callable[[], Tensor]] = {
+        "transformers LlavaModel": lambda: transformers_llava(b).transpose(0, 1),
+        "MIMO, merge alone": lambda: mimo(b, text_words),
+    }
+    for name, way in optional.items():
+        try:
+            assert torch.equal(way(), result), f"{name} gives another result"
+            ways[name] = way
+        except (ImportError, AttributeError, TypeError) as error:
+            print(f"({name} is left out: {error})")
     return ways
 
 

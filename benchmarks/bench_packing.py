@@ -8,6 +8,10 @@ prose is short enough to fill what pictures leave; in the other, most documents 
 documents cannot fill packs. L2 is the bound of Martello and Toth: no packing of whole documents has fewer packs. One
 thread; times are of the CPU, and a table's ratios are of medians.
 
+trl's `pack_dataset(strategy="bfd")`, where trl is installed (`pip install 'megatron_vlm[bench]'`), plans and gathers the first
+--peer-documents of the same documents, of one byte a token, in one batch; `plan_packs` and `assemble` do these two apart,
+so its time is beside that of `plan_packs` for the same documents, and its packs beside the packs.
+
 With three budgets pictures have 256 to 2304 patches each. A pack's cost is that of a model of 1 B parameters: 6e9 a
 position, 12 x 24 x 2048 a pair of positions, and 2.4e9 a patch. "Worst" is the costliest rank over the mean of the
 ranks, less 1.
@@ -69,6 +73,35 @@ def whole(lengths: np.ndarray, capacity: int, args: Any) -> dict[str, Any]:
     )
     print(table(timings, "plan_packs"))
     return {"packs": packs, "bound": bound, "next_fit": simple, "timings": timings}
+
+
+def trl_packs(lengths: np.ndarray, capacity: int, runs: int) -> dict[str, Any]:
+    """trl's best-fit decreasing beside ours, on documents that trl must hold; nothing where there is no trl."""
+    try:
+        from datasets import Dataset
+        from trl import pack_dataset
+    except ImportError as error:
+        print(f"  (trl is left out: {error}; pip install 'megatron_vlm[bench]')")
+        return {}
+    import pyarrow as pa
+
+    lengths = np.minimum(lengths, capacity)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    tokens = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.zeros(offsets[-1], np.uint8)))
+    documents = Dataset(pa.table({"input_ids": tokens}))
+    packs: dict[str, int] = {}
+
+    def peer() -> None:
+        made = pack_dataset(documents, capacity, "bfd", {"batch_size": len(lengths), "load_from_cache_file": False})
+        packs["trl"] = len(made)
+
+    def own() -> None:
+        packs["plan_packs"] = plan_packs(lengths, capacity).packs
+
+    timings = measure({"plan_packs": own, "trl pack_dataset": peer}, min(runs, 3), time.process_time)
+    print(f"  the first {len(lengths)} of them: {packs['plan_packs']} packs, trl {packs['trl']}")
+    print(table(timings, "plan_packs"))
+    return {"packs": packs, "timings": timings}
 
 
 def windowed(lengths: np.ndarray, prose: np.ndarray, capacity: int, fill: bool, window: int) -> tuple[int, float]:
@@ -143,6 +176,7 @@ def main() -> None:
     arguments = parser(__doc__, runs=7)
     arguments.add_argument("--documents", type=int, default=1_000_000, help="(default: %(default)s)")
     arguments.add_argument("--capacities", type=int, nargs="+", default=[4096, 8192], help="(default: %(default)s)")
+    arguments.add_argument("--peer-documents", type=int, default=100_000, help="given to trl (default: %(default)s)")
     arguments.add_argument("--window", type=int, default=10_000, help="documents planned together (default: %(default)s)")
     arguments.add_argument("--ranks", type=int, default=64, help="data-parallel ranks (default: %(default)s)")
     arguments.add_argument("--micro-batches", type=int, default=8, help="of a rank in a step (default: %(default)s)")
@@ -158,6 +192,7 @@ def main() -> None:
             print(f"{name}: {args.documents} documents, mean {lengths.mean():.0f}, packs of {capacity}")
             results[f"{name}, {capacity}"] = {
                 "whole": whole(lengths, capacity, args),
+                "trl": trl_packs(lengths[: args.peer_documents], capacity, args.runs),
                 "split": filled(lengths, prose, capacity, args),
                 "balanced": balanced(lengths, prose, capacity, args),
             }

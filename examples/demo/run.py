@@ -1,6 +1,6 @@
 """The demo: from raw pictures and prose to an evaluated vision-language model, by the commands that a user would type.
 
-  make demo            or: python examples/demo/run.py [--steps 420] [--folder runs/demo]
+  make demo            or: python examples/demo/run.py [--steps 400] [--folder runs/demo]
 
 1. `megatron-vlm preprocess` turns the bundled tars and prose into Megatron's .bin/.idx.
 2. `torchrun ... train` pre-trains the `tiny` preset on two ranks, pipeline-parallel; pictures enter at 60 % of the run.
@@ -171,7 +171,7 @@ def _default_ranks() -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=420, help="length of the run (default: 420, some minutes on 2 cores)")
+    parser.add_argument("--steps", type=int, default=400, help="length of the run (default: 400, some minutes on 2 cores)")
     parser.add_argument("--ranks", type=int, help="pipeline stages (default: 2, or 1 where there is one GPU)")
     parser.add_argument("--folder", type=Path, default=Path("runs/demo"), help="where it is made, anew (default: runs/demo)")
     parser.add_argument("--without-smoke", action="store_true", help="leave out the smoke run of the 1B recipe")
