@@ -63,6 +63,7 @@ class IndexedPaths:
     index: Path
     metadata: Path
     quarantine: Path
+    sequences: Path  # a row a sequence: what is known of it without decoding (see `sequence_facts`)
 
 
 def dataset_paths(prefix: Path | str) -> IndexedPaths:
@@ -73,7 +74,7 @@ def dataset_paths(prefix: Path | str) -> IndexedPaths:
     prefix = Path(prefix)
     if not prefix.name:
         raise DataError(f"{prefix} names no dataset; give a path without suffix, like {prefix / 'train'}")
-    suffixes = (".bin", ".idx", ".json", ".quarantine.jsonl")
+    suffixes = (".bin", ".idx", ".json", ".quarantine.jsonl", ".sequences.npy")
     return IndexedPaths(*(prefix.with_name(prefix.name + suffix) for suffix in suffixes))
 
 

@@ -27,6 +27,23 @@ class Reason(StrEnum):
     FAILED_DOWNLOAD = "failed_download"  # img2dataset's status is not "success"
     UNDECODABLE_IMAGE = "undecodable_image"
     OVERSIZED_IMAGE = "oversized_image"
+    ESCAPING_PATH = "escaping_path"  # a picture's path that leads out of its folder
+    BROKEN_CONVERSATION = "broken_conversation"  # turns that are no turns, or in no order
+    IMAGE_MISMATCH = "image_mismatch"  # more or fewer pictures than the text has places for
+    TOO_MANY_IMAGES = "too_many_images"
+    TOO_MANY_TOKENS = "too_many_tokens"
+    # sound records that were asked to be left out
+    SMALL_IMAGE = "small_image"
+    EXTREME_ASPECT = "extreme_aspect"
+    SHORT_CAPTION = "short_caption"
+    LONG_CAPTION = "long_caption"
+    DUPLICATE_IMAGE = "duplicate_image"
+
+
+#: reasons of sound records that a filter leaves out: counted, and no loss
+FILTERED = frozenset(
+    {Reason.SMALL_IMAGE, Reason.EXTREME_ASPECT, Reason.SHORT_CAPTION, Reason.LONG_CAPTION, Reason.DUPLICATE_IMAGE}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +51,19 @@ class Rejection:
     """One record that cannot be used.
 
     Attributes:
-        file: source file.
-        key: what names the record in it, such as "line 7" or "000000012".
+        file: path or URL of the source file.
+        key, offset, number, bytes_read: as of `megatron_vlm.data.records.Record`.
         reason: the kind of defect.
         detail: what was seen, in words.
-        position: bytes of the source file that were read up to here (compressed bytes where it is
-            compressed).
     """
 
-    file: Path
+    file: str
     key: str
     reason: Reason
     detail: str
-    position: int
+    offset: int = 0
+    number: int = 0
+    bytes_read: int = 0
 
 
 class Quarantine:

@@ -1,0 +1,39 @@
+"""What is known of a dataset's sequences without decoding them: NAME.sequences.npy, beside the .bin and .idx.
+
+A plain .npy file, int32 `[N, 2]`, one row a sequence in the order of the .idx: a picture's (height, width) in pixels, as its
+header says, and (1, 0) for text that is learnt or (0, 0) for text that is only read, such as a user's turn. It is this
+package's own: Megatron's tools open the dataset without it, and a dataset without it is all learnt, of pictures whose size
+is not known. It can be made anew from the .bin, except for what is learnt.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_vlm.data.indexed_format import dataset_paths
+from megatron_vlm.errors import DataError
+
+
+def open_sequence_facts(prefix: Path | str, sequences: int) -> npt.NDArray[np.int32] | None:
+    """int32 `[sequences, 2]`, mapped and read-only; None where the dataset has no such file.
+
+    Raises DataError where the file is no .npy, or is of another number of sequences.
+    """
+    path = dataset_paths(prefix).sequences
+    if not path.is_file():
+        return None
+    remedy = "remove it, or preprocess the sources again"
+    try:
+        facts: npt.NDArray[Any] = np.load(path, mmap_mode="r" if sequences else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} cannot be read as an .npy: {error}; {remedy}") from error
+    if facts.shape != (sequences, 2) or facts.dtype != np.dtype("<i4"):
+        raise DataError(
+            f"{path} is {facts.dtype} {list(facts.shape)} where the dataset's {sequences} sequences need int32 "
+            f"[{sequences}, 2]: it belongs to another dataset; {remedy}"
+        )
+    return facts
