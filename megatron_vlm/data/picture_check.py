@@ -5,9 +5,24 @@ from __future__ import annotations
 import io
 import warnings
 
+from megatron_vlm.data.encoded_pictures.picture_header import MAX_PIXELS, PictureHeader, inspect
 from megatron_vlm.data.quarantine import Reason
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+
+
+def check_picture(encoded: bytes, thorough: bool = True, max_pixels: int = MAX_PIXELS) -> PictureHeader | tuple[Reason, str]:
+    """The header of a picture that training can use, or the reason why not and what was seen. Never raises.
+
+    The structure of the file is always looked at (`encoded_pictures.picture_header.find_structural_defect`: microseconds,
+    finds what is cut short or is no picture); with `thorough`, what passes is decoded as well (`find_defect`: milliseconds,
+    finds damage inside of the compressed pixels, too). More than `max_pixels` pixels are oversized; above its default, which
+    is Pillow's limit, pictures still fail to decode.
+    """
+    header = inspect(encoded, max_pixels)
+    if thorough and isinstance(header, PictureHeader):
+        return find_defect(encoded) or header
+    return header
 
 
 def find_defect(encoded: bytes) -> tuple[Reason, str] | None:
