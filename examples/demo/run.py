@@ -75,6 +75,7 @@ def train_command(folder: Path, prefixes: dict[str, str], steps: int, ranks: int
         f"new_concepts: {prefixes['new_concepts']}}}",
         "data.validation_documents": "210",
         "parallel.pipeline_model_parallel_size": str(ranks),
+        **({"parallel.num_layers_in_last_pipeline_stage": "1"} if ranks > 1 else {}),
         "schedule.train_steps": str(steps),
         "logging.directory": str(folder / "run"),
         "logging.log_interval": "20",

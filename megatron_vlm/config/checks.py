@@ -47,6 +47,8 @@ def _positive(config: RunConfig) -> Iterator[str]:
         "parallel": (
             "tensor_model_parallel_size",
             "pipeline_model_parallel_size",
+            "num_layers_in_first_pipeline_stage",
+            "num_layers_in_last_pipeline_stage",
             "virtual_pipeline_model_parallel_size",
             "timeout_s",
         ),
@@ -105,6 +107,29 @@ def _model(config: RunConfig) -> Iterator[str]:
         )
 
 
+def _uneven_stages(ends: list[tuple[str, int]], layers: int, pp: int, vp: int) -> Iterator[str]:
+    name, first = ends[0]
+    if pp < 2 or vp > 1:
+        yield (
+            f"{name}: stages of unlike length need pipeline_model_parallel_size of at least 2 and plain 1F1B "
+            f"(virtual_pipeline_model_parallel_size 1), not {pp} and {vp}; leave it out"
+        )
+        return
+    others, left = pp - len(ends), layers - sum(given for _, given in ends)
+    if not _spread(left, others):
+        fixed = layers - left - first
+        nearest = min((n for n in range(1, layers) if _spread(layers - fixed - n, others)), key=lambda n: abs(n - first), default=0)
+        remedy = f"nearest that does: {nearest}" if nearest else "leave it out"
+        yield (
+            f"{name}: {first} leaves {left} of model.language.num_layers {layers} to the {others} other stages, which does "
+            f"not go evenly; {remedy}"
+        )
+
+
+def _spread(layers: int, stages: int) -> bool:
+    return layers == 0 if not stages else layers >= stages and layers % stages == 0
+
+
 def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
     language, vision, parallel = config.model.language, config.model.vision, config.parallel
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
@@ -123,7 +148,17 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
     for name, value in split.items():
         if value % tp:
             yield f"{where}: {tp} does not divide {name} {value}; nearest that does: {nearest}"
-    if language.num_layers % (pp * vp):
+    ends = [
+        (f"parallel.num_layers_in_{end}_pipeline_stage", layers)
+        for end, layers in (
+            ("first", parallel.num_layers_in_first_pipeline_stage),
+            ("last", parallel.num_layers_in_last_pipeline_stage),
+        )
+        if layers is not None
+    ]
+    if ends:
+        yield from _uneven_stages(ends, language.num_layers, pp, vp)
+    elif language.num_layers % (pp * vp):
         chunks = _nearest_divisor(language.num_layers, pp * vp)
         sizes = f"pipeline x virtual = {pp} x {vp} = {pp * vp}"
         yield (

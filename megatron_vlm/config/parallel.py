@@ -12,6 +12,10 @@ class ParallelConfig:
 
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
+    #: language layers of the first stage, which has the vision encoder besides; None: as many as the others
+    num_layers_in_first_pipeline_stage: int | None = None
+    #: language layers of the last stage, which has the output layer besides; None: as many as the others
+    num_layers_in_last_pipeline_stage: int | None = None
     #: model chunks a pipeline stage (interleaved schedule); 1: plain 1F1B
     virtual_pipeline_model_parallel_size: int = 1
     #: split norms and residuals along the sequence between tensor-parallel ranks

@@ -89,6 +89,8 @@ def language_config(model: ModelConfig, parallel: ParallelConfig, device_type: s
         "sequence_parallel": parallel.sequence_parallel,
         "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
         "virtual_pipeline_model_parallel_size": vp if vp > 1 else None,
+        "num_layers_in_first_pipeline_stage": parallel.num_layers_in_first_pipeline_stage,
+        "num_layers_in_last_pipeline_stage": parallel.num_layers_in_last_pipeline_stage,
         # the sum of token losses over the global batch is divided by its number of trained tokens
         "calculate_per_token_loss": True,
     }

@@ -80,6 +80,25 @@ WITH_A_NUMBER = [
         LANGUAGE + "num_layers",
     ),
     (
+        [PARALLEL + "pipeline_model_parallel_size", "2", PARALLEL + "num_layers_in_last_pipeline_stage", "4"],
+        2,
+        "parallel.num_layers_in_last_pipeline_stage",
+        "4 leaves 0 of model.language.num_layers 4 to the 1 other stages",
+        "nearest that does: (\\d+)",
+        None,
+    ),
+    (
+        [
+            *(PARALLEL + "pipeline_model_parallel_size", "2", PARALLEL + "num_layers_in_first_pipeline_stage", "3"),
+            *(PARALLEL + "num_layers_in_last_pipeline_stage", "2"),
+        ],
+        2,
+        "parallel.num_layers_in_first_pipeline_stage",
+        "3 leaves -1 of model.language.num_layers 4 to the 0 other stages",
+        "nearest that does: (\\d+)",
+        None,
+    ),
+    (
         [PARALLEL + "virtual_pipeline_model_parallel_size", "2"],
         1,
         "parallel.virtual_pipeline_model_parallel_size",
@@ -98,7 +117,7 @@ WITH_A_NUMBER = [
         "nearest sequence_length: (\\d+)",
         None,
     ),
-    ([SCHEDULE + "global_batch_size", "7"], 1, "schedule.global_batch_size", "2 x 1 = 2", "nearest that is: (\\d+)", None),
+    ([SCHEDULE + "global_batch_size", "7"], 1, "schedule.global_batch_size", "4 x 1 = 4", "nearest that is: (\\d+)", None),
     (
         [
             *(PARALLEL + "pipeline_model_parallel_size", "2", PARALLEL + "virtual_pipeline_model_parallel_size", "2"),

@@ -20,6 +20,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tp2": (2, TP2),
     "tp2+sp": (2, {**TP2, "sequence_parallel": True}),
     "pp2": (2, PP2),
+    "pp2, 3 + 1 layers": (2, {**PP2, "num_layers_in_last_pipeline_stage": 1}),
     "tp2 x pp2 + sp": (4, {**TP2, **PP2, "sequence_parallel": True}),
     "dp2": (2, {}),
     "dp2 plain optimiser": (2, {"use_distributed_optimizer": False}),
