@@ -108,9 +108,9 @@ class ChatTemplate:
         """From YAML's or JSON's maps and lists.
 
         `name`; `system`, `user`, `assistant`: maps of `prefix`, `suffix` and `learnt` (true for the assistant alone, where
-        it is not given); `begin`, `end`, `between`; `system_text`; `trim`. A prefix and its like are a list of pieces: a string
-        is plain text, `{special: NAME}` a special token, `{text: TEXT}` plain text again; `learnt: true` beside these for
-        what the model is to say.
+        it is not given); `begin`, `end`, `between`; `system_text`; `trim`. A prefix and its like are lists of pieces: a
+        string is plain text, `{special: NAME}` a special token, `{text: TEXT}` plain text again; `learnt: true` beside
+        these for what the model is to say.
 
         Raises ConfigError for anything else, with its place.
         """
