@@ -61,7 +61,9 @@ def open_first_frame(encoded: bytes, mode: str | None, least: tuple[int, int]) -
         picture.load()
         if picture.mode == "I" or picture.mode.startswith("I;16"):
             # 16-bit grey: Pillow's own conversion would clip it to white
-            return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+            grey = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+            grey.info["icc_profile"] = picture.info.get("icc_profile")
+            return grey
         if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
             return picture.convert("RGBA")
         if picture.mode == "1":
