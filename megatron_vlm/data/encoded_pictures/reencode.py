@@ -54,10 +54,10 @@ class Reencode:
     def apply(self, encoded: bytes) -> bytes:
         """The picture as it shall be stored.
 
-        One that is small enough and of the right format keeps its encoded pixels, and with nothing to strip its bytes.
-        Others are decoded (the first frame), shrunk, turned upright as their EXIF says, converted to sRGB where a colour
-        profile is embedded, laid on white where JPEG cannot be transparent, and encoded. Palettes become RGB, CMYK too, 16
-        bits become 8.
+        One that is small enough and of the right format is not decoded: it keeps its encoded pixels, and with nothing to
+        strip its bytes. Others are decoded (the first frame), shrunk, turned upright as their EXIF says, converted to sRGB
+        where a colour profile is embedded, laid on white where JPEG cannot be transparent, and encoded. Palettes become RGB,
+        CMYK too, 16 bits become 8.
 
         Raises:
             UnusablePicture: the file is damaged, oversized, or larger than the target format can be.
