@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ _CHUNK = 1 << 20  # read and hashed at once: stays in a core's second-level cach
 
 
 class BlockHasher:
-    """Digests of a file while it is written: `update` with each piece in order, of any size, then `digests`.
+    """Digests of a file while it is written: `update` with each piece in order, of any size, then `finish`.
 
     hashlib lets go of Python's lock while it hashes, so other threads run on.
     """
@@ -47,8 +47,8 @@ class BlockHasher:
                 self._block = hashlib.sha256()
             rest = rest[room:]
 
-    def digests(self) -> list[str]:
-        """Hex digest of each block so far, the last one as it is. May be called at any time."""
+    def finish(self) -> list[str]:
+        """Hex digest of each block, the last one as it is."""
         unfinished = [self._block.hexdigest()] if self.size % self.block_bytes else []
         return self._done + unfinished
 
@@ -89,7 +89,6 @@ def file_digests(
         return list(pool.map(lambda block: block_digest(file.fileno(), block, advance), blocks))
 
 
-def dataset_checksums(files: dict[str, Path], workers: int | None = None) -> dict[str, Any]:
-    """What NAME.json says under "checksums" of written files, {"bin": path, "idx": path, "sequences": path}."""
-    digests = {name: file_digests(path, workers=workers) for name, path in files.items()}
+def describe_checksums(digests: Mapping[str, list[str]]) -> dict[str, Any]:
+    """What NAME.json says under "checksums", from the digests of "bin", "idx" and, where there is one, "sequences"."""
     return {"algorithm": ALGORITHM, "block_bytes": BLOCK_BYTES, **digests}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_vlm.data.checksums import BLOCK_BYTES, BlockHasher, block_digest, dataset_checksums, file_digests
+from megatron_vlm.data.checksums import BLOCK_BYTES, BlockHasher, block_digest, describe_checksums, file_digests
 
 
 def expected(content: bytes, block: int) -> list[str]:
@@ -24,7 +24,7 @@ def test_pieces_of_any_size_give_the_digests_of_the_blocks(pieces: list[bytes], 
     for piece in pieces:
         hasher.update(piece)
         so_far += piece
-        assert hasher.digests() == expected(so_far, block)
+        assert hasher.finish() == expected(so_far, block)
     assert hasher.size == len(so_far)
 
 
@@ -32,7 +32,7 @@ def test_anything_with_bytes_can_be_hashed() -> None:
     one, other = BlockHasher(), BlockHasher()
     one.update(memoryview(bytearray(range(64))).cast("i"))
     other.update(bytes(range(64)))
-    assert one.digests() == other.digests()
+    assert one.finish() == other.finish()
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -55,7 +55,8 @@ def test_a_file_that_ends_early_is_told(tmp_path: Path) -> None:
 def test_the_entry_of_the_metadata(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     (tmp_path / "b").write_bytes(b"")
-    assert dataset_checksums({"bin": tmp_path / "a", "idx": tmp_path / "b"}) == {
+    digests = {"bin": file_digests(tmp_path / "a"), "idx": file_digests(tmp_path / "b")}
+    assert describe_checksums(digests) == {
         "algorithm": "sha256",
         "block_bytes": 67108864,
         "bin": ["ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"],
