@@ -193,12 +193,16 @@ class IndexedReader:
 
         Raises DataError when NAME.json is there and is no JSON object.
         """
-        path = self._paths.metadata
+        return self.read_metadata(self._paths.metadata)
+
+    @staticmethod
+    def read_metadata(path: Path) -> dict[str, Any]:
+        """`metadata` of a NAME.json, whatever is beside it."""
         if not path.exists():
             return {}
         try:
             known = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError, OSError) as error:
             raise DataError(f"{path} is not JSON ({error}); {REBUILD}, or remove it") from error
         if not isinstance(known, dict):
             raise DataError(f"{path} holds no JSON object, so it is not this dataset's metadata; move it elsewhere")
