@@ -19,6 +19,9 @@ from megatron_vlm.errors import UserError
 VERBS: dict[str, tuple[str, str]] = {
     "preprocess": ("preprocess", "turn captioned pictures (WebDataset tars) or text (jsonl) into .bin/.idx"),
     "train-tokenizer": ("train_tokenizer", "train a byte-level BPE tokenizer on captions and text"),
+    "validate": ("validate", "check datasets by their checksums or record by record, and name what is damaged"),
+    "merge": ("merge", "put datasets together into one"),
+    "sample": ("sample", "draw documents of a dataset into a smaller one"),
     "inspect": ("inspect", "show what a .bin/.idx dataset or a checkpoint holds"),
     "config": ("config", "print a resolved configuration, or explain every field"),
     "train": ("train", "pre-train a model; images enter where the curriculum says"),

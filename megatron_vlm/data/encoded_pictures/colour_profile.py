@@ -22,7 +22,7 @@ def to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
 
         converted = ImageCms.applyTransform(picture, transform)
         if converted is not None:
-            return converted
+            return converted.convert("L") if picture.mode == "L" else converted  # grey stays grey
     return picture.convert("RGB") if picture.mode == "CMYK" else picture
 
 

@@ -33,7 +33,7 @@ UPRIGHT = {
 @contextmanager
 def refusing_by_name() -> Iterator[None]:
     """Whatever Pillow raises in here, an `UnusablePicture` comes out; its warnings are about what is no defect."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -43,6 +43,8 @@ def refusing_by_name() -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise UnusablePicture(Reason.OVERSIZED_IMAGE, str(error)) from error
+    except UnidentifiedImageError as error:  # its message has the address of the stream: another one each time
+        raise undecodable("a header that Pillow cannot read") from error
     except Exception as error:  # decoders raise whatever they like on damaged input: SyntaxError, struct.error, ...
         raise undecodable(f"{type(error).__name__}: {error}") from error
 
@@ -61,7 +63,9 @@ def open_first_frame(encoded: bytes, mode: str | None, least: tuple[int, int]) -
         picture.load()
         if picture.mode == "I" or picture.mode.startswith("I;16"):
             # 16-bit grey: Pillow's own conversion would clip it to white
-            return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+            grey = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+            grey.info["icc_profile"] = picture.info.get("icc_profile")
+            return grey
         if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
             return picture.convert("RGBA")
         if picture.mode == "1":

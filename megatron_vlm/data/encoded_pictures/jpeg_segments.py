@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from megatron_vlm.data.encoded_pictures.exif_orientation import read_orientation
 from megatron_vlm.data.encoded_pictures.unusable import undecodable
@@ -32,13 +32,9 @@ _HEAD = struct.Struct(">BBH")
 _FRAME = struct.Struct(">BHHB")  # precision, height, width, components
 
 
-class Segment(NamedTuple):
-    """`encoded[start:stop]` is the segment, its marker (0xFF and `marker`) included; for SOS without the scan that
-    follows."""
-
-    marker: int
-    start: int
-    stop: int
+#: (marker, start, stop): `encoded[start:stop]` is the segment, 0xFF and marker included; for SOS without the scan that
+#: follows
+Segment: TypeAlias = tuple[int, int, int]
 
 
 class Frame(NamedTuple):
@@ -57,6 +53,7 @@ def segments(encoded: bytes) -> Iterator[Segment]:
         UnusablePicture: the file ends before EOI, or has a marker that no decoder knows.
     """
     position = 2
+    end = len(encoded)
     for _ in range(MOST_SEGMENTS):
         try:
             lead, marker, size = _HEAD.unpack_from(encoded, position)
@@ -69,19 +66,19 @@ def segments(encoded: bytes) -> Iterator[Segment]:
             position = match.start()
             marker = encoded[position + 1]
             if marker == EOI:
-                yield Segment(EOI, position, position + 2)
+                yield EOI, position, position + 2
                 return
             if marker not in SEGMENTS:
                 raise undecodable(f"a JPEG file that is damaged: marker {marker:#04x} at byte {position}")
-            if position + 4 > len(encoded):
-                raise undecodable(f"a JPEG file that is cut short at byte {len(encoded)}")
+            if position + 4 > end:
+                raise undecodable(f"a JPEG file that is cut short at byte {end}")
             size = encoded[position + 2] << 8 | encoded[position + 3]
         stop = position + 2 + size
-        if size < 2 or stop > len(encoded):
+        if size < 2 or stop > end:
             raise undecodable(
                 f"a JPEG file that is cut short or damaged: segment {marker:#04x} at byte {position} of {size} bytes"
             )
-        yield Segment(marker, position, stop)
+        yield marker, position, stop
         position = stop
     raise undecodable(f"a JPEG file of more than {MOST_SEGMENTS} segments")
 
@@ -122,13 +119,11 @@ def _read_size(encoded: bytes, start: int, stop: int) -> tuple[int, int]:
     return height, width
 
 
-def find_end(encoded: bytes) -> int:
-    """Where the picture ends: behind the EOI of its last scan. What a phone or a server has appended comes after it.
+def require_end(encoded: bytes) -> None:
+    """Walk through all scans to EOI. What a phone or a server has appended comes after it, and is not looked at.
 
     Raises:
         UnusablePicture: as `segments`.
     """
-    for segment in segments(encoded):
-        if segment.marker == EOI:
-            break
-    return segment.stop
+    for _ in segments(encoded):
+        pass

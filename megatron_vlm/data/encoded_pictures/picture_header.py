@@ -79,7 +79,7 @@ def inspect(encoded: bytes, max_pixels: int = MAX_PIXELS) -> PictureHeader | Def
         # A scan never has these two bytes, so a file that ends with them is whole, and nearly all do. For the others the
         # scans have to be walked through.
         if header.format == "jpeg" and not encoded.endswith(b"\xff\xd9"):
-            jpeg_segments.find_end(encoded)
+            jpeg_segments.require_end(encoded)
     except UnusablePicture as unusable:
         return unusable.defect
     return header

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from megatron_vlm.data.encoded_pictures.exif_orientation import read_orientation
 from megatron_vlm.data.encoded_pictures.unusable import undecodable
@@ -22,12 +22,8 @@ _HEAD = struct.Struct(">I4s")
 _HEADER = struct.Struct(">IIBBBBB")
 
 
-class Chunk(NamedTuple):
-    """`encoded[start:stop]` is the chunk: length, `kind`, content and checksum."""
-
-    kind: bytes
-    start: int
-    stop: int
+#: (kind, start, stop): `encoded[start:stop]` is the chunk: length, kind, content and checksum
+Chunk: TypeAlias = tuple[bytes, int, int]
 
 
 class PngHeader(NamedTuple):
@@ -56,7 +52,7 @@ def chunks(encoded: bytes) -> Iterator[Chunk]:
             raise undecodable(
                 f"a PNG file that is cut short or damaged: chunk {kind!r} at byte {position} of {length} bytes"
             )
-        yield Chunk(kind, position, stop)
+        yield kind, position, stop
         if kind == b"IEND":
             return
         position = stop

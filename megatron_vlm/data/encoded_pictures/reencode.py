@@ -10,6 +10,7 @@ from megatron_vlm.data.encoded_pictures import colour_profile, decoded
 from megatron_vlm.data.encoded_pictures.picture_header import PictureFormat, PictureHeader, inspect
 from megatron_vlm.data.encoded_pictures.strip_metadata import strip_metadata
 from megatron_vlm.data.encoded_pictures.unusable import UnusablePicture
+from megatron_vlm.data.quarantine import Reason
 from megatron_vlm.errors import ConfigError
 
 TargetFormat = Literal["keep", "jpeg", "webp", "png"]
@@ -17,6 +18,9 @@ TargetFormat = Literal["keep", "jpeg", "webp", "png"]
 #: a JPEG is decoded at a fraction that leaves at least so many pixels for each that is wanted, and other formats are
 #: averaged down to so many, before Lanczos: hardly to be told from Lanczos on all of them, and many times faster
 REDUCING_GAP = 2.0
+
+#: pixels of a side that the formats, or the libraries that write them, can have
+LARGEST_SIDE = {"jpeg": 65_500, "webp": 16_383, "png": 2**31 - 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +54,10 @@ class Reencode:
     def apply(self, encoded: bytes) -> bytes:
         """The picture as it shall be stored.
 
-        One that is small enough and of the right format keeps its encoded pixels, and with nothing to strip its bytes.
-        Others are decoded (the first frame), shrunk, turned upright as their EXIF says, converted to sRGB where a colour
-        profile is embedded, laid on white where JPEG cannot be transparent, and encoded. Palettes become RGB, CMYK too, 16
-        bits become 8.
+        One that is small enough and of the right format is not decoded: it keeps its encoded pixels, and with nothing to
+        strip its bytes. Others are decoded (the first frame), shrunk, turned upright as their EXIF says, converted to sRGB
+        where a colour profile is embedded, laid on white where JPEG cannot be transparent, and encoded. Palettes become RGB,
+        CMYK too, 16 bits become 8.
 
         Raises:
             UnusablePicture: the file is damaged, oversized, or larger than the target format can be.
@@ -65,6 +69,9 @@ class Reencode:
         width, height = self._target_size(header)
         if target == header.format and (width, height) == (header.width, header.height):
             return strip_metadata(encoded) if self.strip else encoded
+        if max(width, height) > LARGEST_SIDE[target]:
+            limit = f"{width}x{height} pixels: {target} has {LARGEST_SIDE[target]} a side at most"
+            raise UnusablePicture(Reason.OVERSIZED_IMAGE, limit)
         with decoded.refusing_by_name():
             return self._reencode(encoded, header.orientation, (width, height), target)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from megatron_vlm.data.encoded_pictures import jpeg_segments, png_chunks, webp_chunks
 from megatron_vlm.data.encoded_pictures.exif_orientation import minimal_exif
-from megatron_vlm.data.encoded_pictures.jpeg_segments import APP0, APP1, APP2, APP14, APP15, COM, EOI, EXIF_PREFIX, SOS
+from megatron_vlm.data.encoded_pictures.jpeg_segments import APP0, APP1, APP2, APP14, APP15, COM, EXIF_PREFIX, SOS
 from megatron_vlm.data.encoded_pictures.picture_header import PictureHeader, inspect
 from megatron_vlm.data.encoded_pictures.unusable import UnusablePicture
 
 #: ancillary chunks of a PNG that say how it looks, or that make it move; all others go (text, EXIF, time, private ones)
-PNG_KEPT = frozenset(b"tRNS cHRM gAMA iCCP sBIT sRGB cICP mDCV mDCv cLLI cLLi bKGD hIST pHYs sPLT acTL fcTL fdAT".split())
+PNG_KEPT = frozenset(b"tRNS cHRM gAMA iCCP sBIT sRGB cICP mDCV mDCv cLLI cLLi bKGD pHYs acTL fcTL fdAT".split())
+JFIF_PREFIX = b"JFIF\0"
+JFIF_BYTES = 18  # the whole segment, where it has no thumbnail
+
 WEBP_KEPT = frozenset({b"VP8 ", b"VP8L", b"VP8X", b"ICCP", b"ANIM", b"ANMF", b"ALPH"})
 
 
@@ -43,7 +46,9 @@ def _strip_jpeg(encoded: bytes, orientation: int) -> bytes:
         if marker != APP0:  # JFIF asks to be the first
             parts.append(pending)
             pending = b""
-        if marker == EOI or not _is_metadata(encoded, marker, start):
+        if marker == APP0 and stop - start > JFIF_BYTES and encoded.startswith(JFIF_PREFIX, start + 4):
+            parts.append(b"\xff\xe0\0\x10" + encoded[start + 4 : start + JFIF_BYTES - 2] + b"\0\0")  # without its thumbnail
+        elif not _is_metadata(encoded, marker, start):
             parts.append(encoded[start:stop])
     return b"".join(parts)
 
@@ -51,7 +56,7 @@ def _strip_jpeg(encoded: bytes, orientation: int) -> bytes:
 def _is_metadata(encoded: bytes, marker: int, start: int) -> bool:
     """Everything that is for applications but: JFIF, the colour profile, and Adobe's mark of how colours are stored."""
     if marker == APP0:
-        return not encoded.startswith(b"JFIF\0", start + 4)  # others hold thumbnails
+        return not encoded.startswith(JFIF_PREFIX, start + 4)  # others hold thumbnails
     if marker == APP2:
         return not encoded.startswith(b"ICC_PROFILE\0", start + 4)
     if marker == APP14:
@@ -73,7 +78,7 @@ def _strip_png(encoded: bytes, orientation: int) -> bytes:
 def _strip_webp(encoded: bytes, orientation: int) -> bytes:
     parts: list[bytes] = []
     for kind, start, stop in webp_chunks.chunks(encoded):
-        if kind not in WEBP_KEPT:
+        if kind not in WEBP_KEPT or (kind == b"VP8X" and start != 12):
             continue
         content = encoded[start + 8 : stop]
         if kind == b"VP8X":

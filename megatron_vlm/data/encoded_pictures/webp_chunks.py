@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from megatron_vlm.data.encoded_pictures.exif_orientation import read_orientation
 from megatron_vlm.data.encoded_pictures.jpeg_segments import EXIF_PREFIX
@@ -19,12 +19,9 @@ ANIMATED, HAS_XMP, HAS_EXIF = 0x02, 0x04, 0x08
 _HEAD = struct.Struct("<4sI")
 
 
-class Chunk(NamedTuple):
-    """`encoded[start:stop]` is the chunk: `kind`, length and content, without the byte that pads it to an even length."""
-
-    kind: bytes
-    start: int
-    stop: int
+#: (kind, start, stop): `encoded[start:stop]` is the chunk: kind, length and content, without the byte that pads it to an
+#: even length
+Chunk: TypeAlias = tuple[bytes, int, int]
 
 
 class WebpHeader(NamedTuple):
@@ -55,7 +52,7 @@ def chunks(encoded: bytes) -> Iterator[Chunk]:
         stop = position + 8 + length
         if stop > end:
             raise undecodable(f"a WebP file that is damaged: chunk {kind!r} at byte {position} of {length} bytes")
-        yield Chunk(kind, position, stop)
+        yield kind, position, stop
         position = stop + (length & 1)
     raise undecodable(f"a WebP file of more than {MOST_CHUNKS} chunks")
 

@@ -1,0 +1,76 @@
+"""Which reader a file of conversations or of interleaved documents gets, from its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from megatron_vlm.data.sources.chat_template import ChatTemplate, load_template
+from megatron_vlm.data.sources.conversations import ConversationSource
+from megatron_vlm.data.sources.interleaved import BeyondLimit, InterleavedSource, MissingPicture
+from megatron_vlm.data.sources.picture_store import PictureNaming, PictureStore, picture_store
+from megatron_vlm.data.sources.row_files import SUFFIXES
+from megatron_vlm.errors import ConfigError
+
+
+def conversation_source(
+    url: str,
+    *,
+    pictures: PictureStore | str | Sequence[str] | None = None,
+    template: ChatTemplate | str = "plain",
+    naming: PictureNaming | str = PictureNaming.PATH,
+    **settings: Any,
+) -> ConversationSource:
+    """The reader of a .jsonl, .json (an array, or one object a line) or .parquet file of conversations.
+
+    `pictures` is a folder, one or more tars, or a store; `template` a built-in's name or a file; `settings` are fields of
+    `ConversationSource`.
+
+    Raises ConfigError for another kind of file or setting, and DataError for tars that are not there.
+    """
+    _check_suffix(url, "conversations")
+    store = _store(pictures)
+    chosen = load_template(template) if isinstance(template, str) else template
+    return ConversationSource(store, chosen, naming=_choice(PictureNaming, naming, "naming"), **settings)
+
+
+def interleaved_source(
+    url: str,
+    *,
+    pictures: PictureStore | str | Sequence[str] | None = None,
+    naming: PictureNaming | str = PictureNaming.PATH,
+    missing: MissingPicture | str = MissingPicture.DROP,
+    beyond: BeyondLimit | str = BeyondLimit.DROP,
+    **settings: Any,
+) -> InterleavedSource:
+    """The reader of a .jsonl, .json or .parquet file of documents laid out as OBELICS' or MMC4's.
+
+    `pictures` as of `conversation_source`; `settings` are fields of `InterleavedSource`.
+
+    Raises ConfigError for another kind of file or setting, and DataError for tars that are not there.
+    """
+    _check_suffix(url, "interleaved documents")
+    return InterleavedSource(
+        _store(pictures),
+        naming=_choice(PictureNaming, naming, "naming"),
+        missing=_choice(MissingPicture, missing, "missing"),
+        beyond=_choice(BeyondLimit, beyond, "beyond"),
+        **settings,
+    )
+
+
+def _check_suffix(url: str, what: str) -> None:
+    if not url.endswith(SUFFIXES):
+        remedy = "unpack it" if url.endswith((".zip", ".tar", ".tgz", ".tar.gz")) else "rename or convert it"
+        raise ConfigError(f"{url}: {what} are read from {', '.join(SUFFIXES)}; {remedy}")
+
+
+def _store(pictures: PictureStore | str | Sequence[str] | None) -> PictureStore | None:
+    return picture_store(pictures) if isinstance(pictures, (str, list, tuple)) else pictures  # type: ignore[return-value]
+
+
+def _choice(kind: Any, value: Any, name: str) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ConfigError(f"{name}: {value!r} is not known; known: {', '.join(kind)}") from None

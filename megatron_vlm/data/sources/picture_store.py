@@ -1,0 +1,255 @@
+"""Where the pictures of a record are that only names them: a folder, or uncompressed tars.
+
+A store is small and picklable; a worker that gets one opens its files anew. Tars are gone through once: what is kept of a
+member is a digest of its name, and where its bytes are.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import hashlib
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from megatron_vlm.data.input_files import expand_inputs
+from megatron_vlm.data.quarantine import Reason
+from megatron_vlm.data.sources.defect import Defect
+from megatron_vlm.data.sources.line_records import open_plain
+from megatron_vlm.data.sources.tar_index import TarIndex, member_digest, member_path, open_tar_index
+from megatron_vlm.errors import ConfigError, DataError
+
+LARGEST_FILE = 1 << 29  # bytes of one encoded picture
+
+
+class PictureStore(Protocol):
+    """Pictures by name. Instances are small and picklable."""
+
+    def read(self, name: str) -> bytes:
+        """The encoded picture called `name`.
+
+        Raises Defect: MISSING_IMAGE, ESCAPING_PATH for a name that leads out of the store, OVERSIZED_IMAGE beyond
+        `LARGEST_FILE`, DUPLICATE_MEMBER where a tar has two of that name.
+        """
+        ...
+
+    def check(self) -> None:
+        """Raises DataError where the store cannot be used at all. Reads the headers of all tars."""
+        ...
+
+
+class TarNames(StrEnum):
+    """What a picture in a tar goes by."""
+
+    PATH = "path"  # its whole path in the tar
+    FILE_NAME = "file_name"  # the last part of it, whatever folder it is in
+
+
+class PictureNaming(StrEnum):
+    """How the name of a picture in the store follows from what a record says of it, its path or its URL."""
+
+    PATH = "path"  # as it is
+    FILE_NAME = "file_name"  # the last part of its path or URL
+    URL_SHA256 = "url_sha256"  # hex digest of the URL in UTF-8
+    URL_SHA1 = "url_sha1"
+    URL_MD5 = "url_md5"
+
+
+#: added to a digest of a URL, one after the other
+DIGEST_SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp")
+
+
+@dataclass(frozen=True, slots=True)
+class FolderPictures:
+    """Pictures in a folder, by their path under it.
+
+    Attributes:
+        folder: a local folder, or one that fsspec knows ("s3://bucket/images").
+        follow_links: symbolic links may lead out of the folder, as those of a Hugging Face cache do. Only for folders that
+            nobody else can write links into.
+    """
+
+    folder: str
+    follow_links: bool = False
+
+    def check(self) -> None:
+        if "://" not in self.folder and not os.path.isdir(self.folder):
+            raise DataError(f"{self.folder} is no folder; give the one that the pictures' paths begin in")
+
+    def read(self, name: str) -> bytes:
+        if "://" in self.folder:
+            return self._read_remote(name)
+        resolve = os.path.abspath if self.follow_links else os.path.realpath
+        try:
+            root, path = resolve(self.folder), resolve(os.path.join(self.folder, name))
+            if not path.startswith(root.rstrip(os.sep) + os.sep):
+                raise Defect(Reason.ESCAPING_PATH, f"{name!r} leads out of {self.folder}")
+            # not blocking: a pipe that lies there must not hold the reader
+            with open(path, "rb", opener=lambda file, flags: os.open(file, flags | os.O_NONBLOCK)) as stream:
+                status = os.fstat(stream.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise Defect(Reason.MISSING_IMAGE, f"{name!r} under {self.folder} is no file")
+                _check_size(name, status.st_size)
+                return stream.read()
+        except FileNotFoundError:
+            raise Defect(Reason.MISSING_IMAGE, f"no {name!r} under {self.folder}") from None
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have, with a zero or half a surrogate
+            raise Defect(Reason.MISSING_IMAGE, f"{name!r} under {self.folder} cannot be read: {error}") from None
+
+    def _read_remote(self, name: str) -> bytes:
+        clean = member_path(name)
+        if clean is None:
+            raise Defect(Reason.ESCAPING_PATH, f"{name!r} leads out of {self.folder}")
+        try:
+            with open_plain(f"{self.folder.rstrip('/')}/{clean}") as stream:
+                content = stream.read(LARGEST_FILE + 1)
+        except Exception as error:  # each of fsspec's file systems raises what its library does
+            raise Defect(Reason.MISSING_IMAGE, f"{name!r} under {self.folder} cannot be read: {error}") from None
+        _check_size(name, len(content))
+        return content
+
+
+@dataclass(frozen=True)
+class TarPictures:
+    """Pictures in uncompressed tars, by their path in the tar or by their file's name alone.
+
+    Attributes:
+        tars: paths, or what fsspec opens.
+        names: what a picture goes by. "./a/b.jpg" is the same path as "a/b.jpg".
+    """
+
+    tars: tuple[str, ...]
+    names: TarNames = TarNames.PATH
+
+    def check(self) -> None:
+        self._index  # noqa: B018  read now rather than in the middle of a run
+
+    def read(self, name: str) -> bytes:
+        clean = member_path(name)
+        if clean is None:
+            raise Defect(Reason.ESCAPING_PATH, f"{name!r} leads out of its tar")
+        index = self._index
+        place = index.find(member_digest(clean, self.names is TarNames.FILE_NAME))
+        if place is None:
+            where = self.tars[0] if len(self.tars) == 1 else f"{len(self.tars)} tars"
+            damage = f"; {index.damage[0]}" if index.damage else ""
+            raise Defect(Reason.MISSING_IMAGE, f"no {name!r} in {where}{damage}")
+        tar, offset, size, copies = place
+        if copies > 1:
+            raise Defect(Reason.DUPLICATE_MEMBER, f"{copies} members are called {name!r}")
+        _check_size(name, size)
+        try:
+            with open_plain(self.tars[tar]) as stream:
+                stream.seek(offset)
+                content = stream.read(size)
+        except OSError as error:
+            raise Defect(Reason.MISSING_IMAGE, f"{name!r} in {self.tars[tar]} cannot be read: {error}") from None
+        if len(content) != size:
+            raise Defect(Reason.MISSING_IMAGE, f"{name!r} is cut short where {self.tars[tar]} ends")
+        return content
+
+    @functools.cached_property
+    def _index(self) -> TarIndex:
+        return open_tar_index(self.tars, self.names is TarNames.FILE_NAME)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"tars": self.tars, "names": self.names}
+
+
+def picture_store(
+    where: str | Sequence[str], *, names: TarNames | str = TarNames.PATH, follow_links: bool = False
+) -> PictureStore:
+    """A folder, or tars by name or pattern ("images/*.tar").
+
+    Raises ConfigError for a name that is neither, and DataError for a pattern that matches no file.
+    """
+    places = [where] if isinstance(where, str) else list(where)
+    if not places:
+        raise ConfigError("no place for pictures is given; name a folder, or one or more .tar files")
+    if not any(place.endswith(".tar") for place in places):
+        if len(places) > 1:
+            raise ConfigError(f"pictures: {len(places)} folders are given; give one, or .tar files")
+        if places[0].endswith((".tar.gz", ".tgz", ".tar.zst", ".zip")):
+            raise ConfigError(
+                f"pictures: {places[0]} is compressed, and a picture in it cannot be read alone; unpack it, or give a .tar"
+            )
+        return FolderPictures(places[0], follow_links)
+    if odd := [place for place in places if not place.endswith(".tar")]:
+        raise ConfigError(f"pictures: {odd[0]} is no .tar as the others are; give tars or one folder")
+    tars: list[str] = []
+    for place in places:
+        tars += [place] if "://" in place else [str(path) for path in expand_inputs([place])]
+    return TarPictures(tuple(dict.fromkeys(tars)), TarNames(names))
+
+
+def store_names(reference: str, naming: PictureNaming) -> tuple[str, ...]:
+    """What a picture may be called in a store, to be tried in turn."""
+    if naming is PictureNaming.PATH:
+        return (reference,)
+    if naming is PictureNaming.FILE_NAME:
+        try:
+            path = unquote(urlsplit(reference).path) if "://" in reference else reference
+        except ValueError:  # such as "http://[x": no URL, so a name
+            path = reference
+        return (path.rsplit("/", 1)[-1],)
+    digest = hashlib.new(
+        naming.value.removeprefix("url_"), reference.encode("utf-8", "surrogatepass"), usedforsecurity=False
+    )
+    return tuple(digest.hexdigest() + suffix for suffix in DIGEST_SUFFIXES)
+
+
+def read_picture(reference: Any, store: PictureStore | None, naming: PictureNaming = PictureNaming.PATH) -> bytes:
+    """The encoded picture that a record's field means.
+
+    `reference` may be the bytes themselves; a map with "bytes", or else "path" (as Hugging Face's datasets keep pictures);
+    a "data:image/...;base64," URL; or a name, which `store` is asked for.
+
+    Raises Defect: what `PictureStore.read` raises, and MISSING_IMAGE for anything else.
+    """
+    if isinstance(reference, Mapping):
+        inner = reference.get("bytes")
+        reference = inner if isinstance(inner, bytes) else reference.get("path")
+    if isinstance(reference, bytes):
+        return reference
+    if not isinstance(reference, str) or not reference:
+        raise Defect(Reason.MISSING_IMAGE, f"{_shown(reference)} where the name of a picture is expected")
+    if reference.startswith("data:"):
+        return _inline(reference)
+    if store is None:
+        raise Defect(Reason.MISSING_IMAGE, f"{_shown(reference)} is to be found, and no folder or tar of pictures was given")
+    names = store_names(reference, naming)
+    for name in names:
+        if not name:
+            break
+        try:
+            return store.read(name)
+        except Defect as defect:
+            if defect.reason is not Reason.MISSING_IMAGE or len(names) == 1:
+                raise
+    raise Defect(Reason.MISSING_IMAGE, f"nothing for {_shown(reference)} by {naming.value}, tried as {names[0]!r}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def _inline(url: str) -> bytes:
+    head, comma, body = url.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise Defect(Reason.MISSING_IMAGE, f"a data URL that is not in base64: {_shown(head)}")
+    try:
+        return base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Defect(Reason.MISSING_IMAGE, f"a data URL whose base64 is broken: {error}") from None
+
+
+def _check_size(name: str, size: int) -> None:
+    if size > LARGEST_FILE:
+        raise Defect(Reason.OVERSIZED_IMAGE, f"{name!r} is a file of more than {LARGEST_FILE:,} bytes")
