@@ -1,3 +1,5 @@
+#include <optional>
+
 #include "assemble.h"
 #include "bindings.h"
 #include "indexed_source.h"
@@ -83,7 +85,8 @@ struct HeldSource {
 };
 
 HeldSource hold_source(const py::buffer& data, int type, const py::array& lengths, const py::array& pointers,
-                       const py::array& documents, const py::array& modes, std::int64_t image_tokens) {
+                       const py::array& documents, const py::array& modes, std::int64_t image_tokens,
+                       const std::optional<Array<std::int32_t>>& facts) {
   const auto bytes_of = [](const py::array& array, const char* name, py::ssize_t itemsize) {
     if (array.ndim() != 1 || array.itemsize() != itemsize || (array.size() > 1 && array.strides(0) != itemsize)) {
       throw std::invalid_argument(std::string(name) + " must be contiguous, of " + std::to_string(itemsize) + " bytes each");
@@ -93,13 +96,17 @@ HeldSource hold_source(const py::buffer& data, int type, const py::array& length
   if (documents.size() < 1 || pointers.size() != lengths.size() || modes.size() != lengths.size()) {
     throw std::invalid_argument("lengths, pointers and modes must have one element a sequence, documents at least one");
   }
+  if (facts && (facts->ndim() != 2 || facts->shape(0) != lengths.size() || facts->shape(1) != 2)) {
+    throw std::invalid_argument("facts must be [sequences, 2]");
+  }
   if (id_size(static_cast<IdType>(type)) == 0) throw std::invalid_argument("token ids must be integers");
   if (image_tokens < 1) throw std::invalid_argument("image_tokens must be at least 1");
   const py::buffer_info info = data.request();
   return {{static_cast<const unsigned char*>(info.ptr), info.size * info.itemsize, static_cast<IdType>(type),
            bytes_of(lengths, "lengths", 4), bytes_of(pointers, "pointers", 8), bytes_of(documents, "documents", 8),
-           bytes_of(modes, "modes", 1), lengths.size(), documents.size() - 1, image_tokens},
-          {py::memoryview(data), lengths, pointers, documents, modes}};
+           bytes_of(modes, "modes", 1), facts ? reinterpret_cast<const unsigned char*>(facts->data()) : nullptr,
+           lengths.size(), documents.size() - 1, image_tokens},
+          {py::memoryview(data), lengths, pointers, documents, modes, facts ? py::object(*facts) : py::none()}};
 }
 
 py::tuple bound_assemble_spans(const std::vector<const HeldSource*>& held, const Array<std::int64_t>& spans,
@@ -144,7 +151,7 @@ void bind_assemble(py::module_& module) {
            py::arg("token_modality").noconvert(), py::arg("row_index").noconvert());
   py::class_<HeldSource>(module, "IndexedSource", "An indexed dataset as its files are mapped.")
       .def(py::init(&hold_source), py::arg("data"), py::arg("type"), py::arg("lengths"), py::arg("pointers"),
-           py::arg("documents"), py::arg("modes"), py::arg("image_tokens"));
+           py::arg("documents"), py::arg("modes"), py::arg("image_tokens"), py::arg("facts").noconvert() = py::none());
   module.def("assemble_packs", &bound_assemble_packs, py::arg("ids").noconvert(), py::arg("modality").noconvert(),
              py::arg("loss_from").noconvert(), py::arg("masked_per_segment").noconvert(), py::arg("masked").noconvert(),
              py::arg("segments_per_pack").noconvert(), py::arg("sequence_length"), py::arg("image_token_id"),

@@ -39,6 +39,10 @@ std::int64_t IndexedSource::length(std::int64_t sequence) const {
   return is_image(sequence) ? image_tokens : element<std::int32_t>(lengths, sequence);
 }
 
+bool IndexedSource::is_learnt(std::int64_t sequence) const {
+  return facts == nullptr || element<std::int32_t>(facts, 2 * sequence) != 0;
+}
+
 void append_span(const std::vector<IndexedSource>& sources, const Span& span, std::int64_t image_token_id,
                  std::int64_t eod_id, Segments& segments, std::vector<PicturePlace>& pictures) {
   if (span.source < 0 || span.source >= static_cast<std::int64_t>(sources.size())) refuse(span, "there is no such source");
@@ -64,6 +68,7 @@ void append_span(const std::vector<IndexedSource>& sources, const Span& span, st
         if (span.start <= at) pictures.emplace_back(span.source, sequence);
       } else {
         segments.pieces.push_back(text_piece(source, span, sequence, from - at, to - from));
+        if (!source.is_learnt(sequence)) segments.masked.push_back({from - span.start, to - span.start});
       }
     }
     at += length;
@@ -74,6 +79,7 @@ void append_span(const std::vector<IndexedSource>& sources, const Span& span, st
   }
   if (at < end) segments.pieces.push_back({nullptr, end - at, eod_id, IdType::kInt64, false});
   view.pieces = segments.pieces.size() - view.first_piece;
+  view.masked = segments.masked.size() - view.first_masked;
   segments.views.push_back(view);
 }
 

@@ -18,11 +18,13 @@ struct IndexedSource {
   const unsigned char* pointers;   // int64 [sequences], in bytes
   const unsigned char* documents;  // int64 [document_count + 1]
   const unsigned char* modes;      // int8 [sequences], 1: an image
+  const unsigned char* facts;      // int32 [sequences, 2], of a text: 1 or 0 whether it is learnt; null: all text is
   std::int64_t sequences, document_count;
   std::int64_t image_tokens;  // rows that a picture has
 
   std::int64_t length(std::int64_t sequence) const;
   bool is_image(std::int64_t sequence) const { return modes[sequence] != 0; }
+  bool is_learnt(std::int64_t sequence) const;
 };
 
 // Positions start .. start + length of a document whose pictures are expanded to image_tokens placeholders.
@@ -33,7 +35,8 @@ struct Span {
 // A picture by the source and the sequence that hold it.
 using PicturePlace = std::pair<std::int64_t, std::int64_t>;
 
-// Appends a span to `segments`, and the pictures that begin in it to `pictures` in reading order.  After a document's end
+// Appends a span to `segments`, and the pictures that begin in it to `pictures` in reading order.  Text that is not learnt
+// is masked.  After a document's end
 // there is `eod_id`.  A document with a picture counts as a caption (2), another as text (1).  Throws std::invalid_argument
 // for a span outside its document or a dataset that points outside its data.
 void append_span(const std::vector<IndexedSource>& sources, const Span& span, std::int64_t image_token_id,

@@ -12,7 +12,9 @@ import numpy.typing as npt
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.data.indexed_format import IMAGE_MODE
 from megatron_vlm.data.indexed_reader import IndexedReader
+from megatron_vlm.data.sequence_facts import open_sequence_facts
 from megatron_vlm.errors import DataError
+from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_TEXT, Segment
 from megatron_vlm.ops.assemble_spans import IndexedSource
 from megatron_vlm.ops.native import native_operators
 
@@ -65,6 +67,8 @@ class DocumentSource:
         self.positions: npt.NDArray[np.int64] = lengths - 1
         self.pictures: npt.NDArray[np.int64] = pictures
         self.has_pictures = bool(pictures.any())
+        #: sizes of pictures and what is learnt, int32[N, 2]; None where the dataset does not say
+        self.facts = open_sequence_facts(reader.prefix, reader.sequence_count)
 
     @cached_property
     def mean_positions(self) -> float:
@@ -115,6 +119,30 @@ class DocumentSource:
                 break
         return out, pictures
 
+    def segment(self, document: int, start: int, positions: int) -> tuple[Segment, list[int]]:
+        """Positions of a document to be packed, with what of them is not learnt, and the sequences of its pictures.
+
+        Raises DataError as `ids` does.
+        """
+        ids, pictures = self.ids(document, start, positions + 1)
+        modality = MODALITY_CAPTION if self.pictures[document] else MODALITY_TEXT
+        return Segment(ids, modality, masked=self._masked(document, start, positions + 1)), pictures
+
+    def _masked(self, document: int, start: int, count: int) -> tuple[tuple[int, int], ...]:
+        """Ranges of the ids `[start, start + count)`, counted from `start`, that are read and not learnt."""
+        if self.facts is None:
+            return ()
+        ranges = []
+        at = 0
+        for sequence in self.reader.document_sequences(document):
+            picture = self.reader.modes[sequence] == IMAGE_MODE
+            length = self.image_tokens if picture else int(self.reader.sequence_lengths[sequence])
+            begin, end = max(start, at), min(start + count, at + length)
+            if begin < end and not picture and not self.facts[sequence, 0]:
+                ranges.append((begin - start, end - start))
+            at += length
+        return tuple(ranges)
+
     def _check(self, text: npt.NDArray[Any], document: int) -> None:
         least, most = int(text.min()), int(text.max())
         if most >= self.token_counts.vocab_size or least < 0:
@@ -142,7 +170,7 @@ class DocumentSource:
             return None
         reader = self.reader
         index = (reader.sequence_lengths, reader.sequence_pointers, reader.document_indices, reader.modes)
-        return IndexedSource(native, reader.data, reader.dtype, *index, self.image_tokens)
+        return IndexedSource(native, reader.data, reader.dtype, *index, self.image_tokens, self.facts)
 
 
 def _ends_with_picture(reader: IndexedReader) -> npt.NDArray[np.int64]:

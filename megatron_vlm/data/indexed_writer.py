@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_vlm.data import atomic_file
+from megatron_vlm.data.checksums import BlockHasher, describe_checksums
+from megatron_vlm.data.disk_column import DiskColumn
 from megatron_vlm.data.indexed_format import (
     CODE_OF_DTYPE,
     HEADER,
@@ -24,22 +25,25 @@ from megatron_vlm.data.indexed_format import (
     encode_image_record,
     supported_dtype,
 )
+from megatron_vlm.data.sequence_facts import FactsWriter
 from megatron_vlm.errors import DataError
 
 LONGEST_SEQUENCE = np.iinfo(np.int32).max  # elements: the index stores lengths as int32
 
 
 class IndexedWriter:
-    """Writes NAME.bin and NAME.idx, and NAME.json where metadata is given.
+    """Writes NAME.bin and NAME.idx, and NAME.json and NAME.sequences.npy where they are asked for.
 
     A context manager: leaving it normally finalizes, leaving it by an exception aborts. Everything is written
     to NAME.*.partial and renamed at the end, the .idx last: while there is no .idx there is no dataset. A
-    dataset that was there before is replaced at that moment and not earlier.
+    dataset that was there before is replaced at that moment and not earlier. Memory stays at some megabytes: the columns
+    of the index wait on disk.
 
     Args:
         prefix: path without suffix; missing folders are made.
         dtype: integer dtype of the elements of the .bin.
         multimodal: whether the .idx carries a mode for each sequence; needed for pictures.
+        facts: whether NAME.sequences.npy is written (see `megatron_vlm.data.sequence_facts`).
 
     Raises:
         ValueError: the format has no code for `dtype`.
@@ -47,20 +51,29 @@ class IndexedWriter:
             else.
     """
 
-    def __init__(self, prefix: Path | str, dtype: npt.DTypeLike = np.int32, multimodal: bool = False) -> None:
+    def __init__(
+        self, prefix: Path | str, dtype: npt.DTypeLike = np.int32, multimodal: bool = False, facts: bool = False
+    ) -> None:
         self.prefix = Path(prefix)
         self.dtype = supported_dtype(dtype)
         self.multimodal = multimodal
         self._paths = dataset_paths(prefix)
-        self._lengths = array("i")
-        self._modes = array("b")
-        self._document_index = array("q", [0])
         self._closed = False
+        self.sequences = self.documents = self.bytes = 0
         _refuse_foreign_metadata(self._paths.metadata)
         self._paths.data.parent.mkdir(parents=True, exist_ok=True)
+        self._hasher = BlockHasher()
         self._data = open(atomic_file.partial_path(self._paths.data), "wb")  # noqa: SIM115  closed at the end
+        column = self._paths.index.with_name
+        name = self._paths.index.name
+        self._lengths = DiskColumn(column(f"{name}.lengths.partial"), "<i4")
+        self._modes = DiskColumn(column(f"{name}.modes.partial"), "i1")
+        self._starts = DiskColumn(column(f"{name}.documents.partial"), "<i8")
+        self._facts = FactsWriter(self._paths.sequences) if facts else None
+        self._starts.append(0)
+        self._last_start = 0
 
-    def add_text(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> None:
+    def add_text(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]], learnt: bool = True) -> None:
         """Append a text sequence of token ids, int[L]; L may be 0.
 
         Raises DataError when an id does not fit the dtype (Megatron's builder would wrap it around).
@@ -71,48 +84,99 @@ class IndexedWriter:
         limits = np.iinfo(self.dtype)
         if values.size and (values.min() < limits.min or values.max() > limits.max):
             raise DataError(
-                f"{self._paths.data}: sequence {len(self._lengths)} has token id {int(values.max())}, which "
+                f"{self._paths.data}: sequence {self.sequences} has token id {int(values.max())}, which "
                 f"{self.dtype} cannot hold: write with a wider dtype, or check that the tokenizer is "
                 "the intended one"
             )
-        self._append(values.astype(self.dtype).tobytes(), TEXT_MODE)
+        self._append(values.astype(self.dtype).tobytes(), TEXT_MODE, (int(learnt), 0))
 
-    def add_image(self, encoded: bytes) -> None:
+    def add_image(self, encoded: bytes, size: tuple[int, int] | None = None) -> None:
         """Append a picture as it is encoded (the bytes of a .jpg, .png or .webp file), unchanged.
+
+        `size` is its (height, width), which only a dataset with facts needs.
 
         Raises ValueError when the dataset was not opened as multimodal.
         """
         if not self.multimodal:
             raise ValueError(f"{self.prefix} is text only: open it with multimodal=True to add pictures")
-        self._append(encode_image_record(encoded, self.dtype), IMAGE_MODE)
+        if self._facts is not None and size is None:
+            raise ValueError(f"{self.prefix} keeps the sizes of pictures: give add_image the (height, width)")
+        self._append(encode_image_record(encoded, self.dtype), IMAGE_MODE, size or (0, 0))
 
     def end_document(self) -> None:
         """End the document that the sequences since the last call belong to; it may have none."""
-        self._document_index.append(len(self._lengths))
+        self._check_open()
+        self._starts.append(self.sequences)
+        self._last_start = self.sequences
+        self.documents += 1
+
+    def add_documents(
+        self,
+        data: bytes | memoryview,
+        lengths: npt.NDArray[np.int32],
+        modes: npt.NDArray[np.int8],
+        facts: npt.NDArray[np.int32] | None,
+        sequences_per_document: npt.NDArray[np.integer[Any]],
+    ) -> None:
+        """Append whole documents that are encoded already.
+
+        Args:
+            data: their sequences one after another, as the .bin holds them.
+            lengths: int32[n], elements of each sequence; modes: int8[n]; facts: int32[n, 2], needed where facts are kept.
+            sequences_per_document: int[d], summing to n.
+
+        Raises ValueError when these do not fit each other, or modes are given that the dataset cannot hold.
+        """
+        self._check_open()
+        count = len(lengths)
+        if int(lengths.sum(dtype=np.int64)) * self.dtype.itemsize != len(data) or len(modes) != count:
+            raise ValueError(f"{self.prefix}: {len(data)} bytes do not hold the {count} sequences that they come with")
+        if int(sequences_per_document.sum()) != count or self._last_start != self.sequences:
+            raise ValueError(f"{self.prefix}: the documents do not begin and end with the sequences")
+        if not self.multimodal and modes.any():
+            raise ValueError(f"{self.prefix} is text only: open it with multimodal=True to add pictures")
+        if self._facts is not None:
+            if facts is None:
+                raise ValueError(f"{self.prefix} keeps facts of its sequences: give those of these documents")
+            self._facts.extend(facts)
+        self._write(data)
+        self._lengths.extend(lengths)
+        self._modes.extend(modes)
+        self._starts.extend(self.sequences + np.cumsum(sequences_per_document, dtype=np.int64))
+        self.sequences += count
+        self._last_start = self.sequences
+        self.documents += len(sequences_per_document)
 
     def finalize(self, metadata: Mapping[str, Any] | None = None) -> None:
         """Write the index and give every file its final name. A second call does nothing.
 
-        `metadata`, when given, goes to NAME.json. Raises ValueError when sequences were added after the last
-        `end_document`: a reader would not know which document they belong to.
+        `metadata`, when given, goes to NAME.json, with the checksums of the files. Raises ValueError when sequences were
+        added after the last `end_document`: a reader would not know which document they belong to.
         """
         if self._closed:
             return
-        if self._document_index[-1] != len(self._lengths):
-            loose = len(self._lengths) - self._document_index[-1]
+        if self._last_start != self.sequences:
+            loose = self.sequences - self._last_start
             raise ValueError(f"{self.prefix}: {loose} sequences were added after the last end_document()")
         self._data.close()
-        with open(atomic_file.partial_path(self._paths.index), "wb") as index:
-            self._write_index(index)
+        hashes = {"bin": self._hasher.finish(), "idx": self._write_index()}
+        if self._facts is not None:
+            hashes["sequences"] = self._facts.finish()
         replaced = self._paths.index.exists()
         # From here until the last rename there is no dataset at this name, rather than half of two of them.
         self._paths.index.unlink(missing_ok=True)
         atomic_file.commit(self._paths.data)
+        if self._facts is not None:
+            atomic_file.commit(self._paths.sequences)
+        else:
+            self._paths.sequences.unlink(missing_ok=True)
         if metadata is not None:
-            atomic_file.write_text(self._paths.metadata, json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
+            known = {**metadata, "checksums": describe_checksums(hashes)}
+            atomic_file.write_text(self._paths.metadata, json.dumps(known, indent=2, ensure_ascii=False) + "\n")
         elif replaced:
             self._paths.metadata.unlink(missing_ok=True)  # it described the dataset that was here before
         atomic_file.commit(self._paths.index)
+        self._discard_columns()
         self._closed = True
 
     def abort(self) -> None:
@@ -123,6 +187,9 @@ class IndexedWriter:
             return
         self._closed = True
         self._data.close()
+        self._discard_columns()
+        if self._facts is not None:
+            self._facts.discard()
         for path in (self._paths.data, self._paths.index, self._paths.metadata):
             atomic_file.discard(path)
 
@@ -139,30 +206,57 @@ class IndexedWriter:
             self.abort()
             raise
 
-    def _append(self, record: bytes, mode: int) -> None:
+    def _check_open(self) -> None:
         if self._closed:
             raise ValueError(f"{self.prefix} is already finalized or aborted")
+
+    def _append(self, record: bytes, mode: int, facts: tuple[int, int]) -> None:
+        self._check_open()
         length = len(record) // self.dtype.itemsize
         if length > LONGEST_SEQUENCE:
             raise DataError(
-                f"{self._paths.data}: sequence {len(self._lengths)} has {length} elements, and the "
+                f"{self._paths.data}: sequence {self.sequences} has {length} elements, and the "
                 f"format stops at {LONGEST_SEQUENCE}: split the document"
             )
-        self._data.write(record)
+        self._write(record)
         self._lengths.append(length)
         self._modes.append(mode)
+        if self._facts is not None:
+            self._facts.append(*facts)
+        self.sequences += 1
 
-    def _write_index(self, index: Any) -> None:
-        lengths = np.array(self._lengths, dtype="<i4")
-        pointers = np.zeros(len(lengths), dtype="<i8")
-        np.cumsum(lengths[:-1], dtype=np.int64, out=pointers[1:])
-        pointers *= self.dtype.itemsize
-        documents = np.array(self._document_index, dtype="<i8")
-        index.write(HEADER.pack(MAGIC, VERSION, CODE_OF_DTYPE[self.dtype], len(lengths), len(documents)))
-        for column in (lengths, pointers, documents):
-            index.write(column.tobytes())
-        if self.multimodal:
-            index.write(self._modes.tobytes())
+    def _write(self, data: bytes | memoryview) -> None:
+        self._data.write(data)
+        self._hasher.update(data)
+        self.bytes += len(data)
+
+    def _write_index(self) -> list[str]:
+        """Write the .idx aside; the hashes of its blocks."""
+        hasher = BlockHasher()
+        with open(atomic_file.partial_path(self._paths.index), "wb") as index:
+
+            def write(data: Any) -> None:
+                index.write(data)
+                hasher.update(data)
+
+            write(HEADER.pack(MAGIC, VERSION, CODE_OF_DTYPE[self.dtype], self.sequences, self.documents + 1))
+            for block in self._lengths.blocks():
+                write(block.tobytes())
+            pointer = 0
+            for block in self._lengths.blocks():
+                ends = np.cumsum(block, dtype=np.int64) * self.dtype.itemsize + pointer
+                write(np.concatenate([np.array([pointer], "<i8"), ends[:-1]]).astype("<i8").tobytes())
+                pointer = int(ends[-1])
+            for block in self._starts.blocks():
+                write(block.tobytes())
+            if self.multimodal:
+                for block in self._modes.blocks():
+                    write(block.tobytes())
+        return hasher.finish()
+
+    def _discard_columns(self) -> None:
+        for column in (self._lengths, self._modes, self._starts):
+            column.discard()
 
 
 def _refuse_foreign_metadata(path: Path) -> None:

@@ -14,8 +14,6 @@ from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.data.documents import DocumentSource, Span
 from megatron_vlm.data.pictures import decode_picture
 from megatron_vlm.ops.assemble import (
-    MODALITY_CAPTION,
-    MODALITY_TEXT,
     BatchBuffers,
     PackedBatch,
     Segment,
@@ -156,9 +154,8 @@ class MicroBatchMaker:
             segments.append([])
             for span in pack:
                 source = self.sources[span.source]
-                ids, sequences = source.ids(span.document, span.start, span.length + 1)
-                modality = MODALITY_CAPTION if source.pictures[span.document] else MODALITY_TEXT
-                segments[-1].append(Segment(ids, modality))
+                segment, sequences = source.segment(span.document, span.start, span.length)
+                segments[-1].append(segment)
                 pictures += [(span.source, sequence) for sequence in sequences]
         batch = assemble_packs(
             segments,

@@ -8,12 +8,17 @@ is not known. It can be made anew from the .bin, except for what is learnt.
 
 from __future__ import annotations
 
+import io
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from megatron_vlm.data import atomic_file
+from megatron_vlm.data.checksums import BlockHasher
+from megatron_vlm.data.disk_column import DiskColumn
 from megatron_vlm.data.indexed_format import dataset_paths
 from megatron_vlm.errors import DataError
 
@@ -37,3 +42,36 @@ def open_sequence_facts(prefix: Path | str, sequences: int) -> npt.NDArray[np.in
             f"[{sequences}, 2]: it belongs to another dataset; {remedy}"
         )
     return facts
+
+
+class FactsWriter:
+    """Writes NAME.sequences.npy aside; the caller gives it its name (`atomic_file.commit`) or discards it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows = DiskColumn(path.with_name(path.name + ".rows.partial"), "<i4")
+
+    def append(self, first: int, second: int) -> None:
+        self._rows.append(first)
+        self._rows.append(second)
+
+    def extend(self, facts: npt.NDArray[np.int32]) -> None:
+        """int32 `[n, 2]`."""
+        self._rows.extend(facts.reshape(-1))
+
+    def finish(self) -> list[str]:
+        """Write the .npy to its partial file; the hashes of its blocks."""
+        header = io.BytesIO()
+        shape = (self._rows.count // 2, 2)
+        np.lib.format.write_array_header_1_0(header, {"descr": "<i4", "fortran_order": False, "shape": shape})
+        hasher = BlockHasher()
+        with open(atomic_file.partial_path(self.path), "wb") as stream:
+            for data in itertools.chain([header.getvalue()], (block.tobytes() for block in self._rows.blocks())):
+                stream.write(data)
+                hasher.update(data)
+        self._rows.discard()
+        return hasher.finish()
+
+    def discard(self) -> None:
+        self._rows.discard()
+        atomic_file.discard(self.path)

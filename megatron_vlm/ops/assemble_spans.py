@@ -21,6 +21,7 @@ class IndexedSource:
         dtype: dtype of its token ids: an integer.
         lengths, pointers, documents, modes: int32[N], int64[N], int64[D + 1] and int8[N] of the .idx, at any alignment.
         image_tokens: placeholders that a picture is expanded to.
+        facts: int32[N, 2], of each text 1 or 0 in the first column: whether it is learnt. None: all text is.
     """
 
     _CODES = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "uint16": 8}
@@ -35,9 +36,10 @@ class IndexedSource:
         documents: npt.NDArray[np.int64],
         modes: npt.NDArray[np.int8],
         image_tokens: int,
+        facts: npt.NDArray[np.int32] | None = None,
     ) -> None:
         code = self._CODES.get(dtype.name, 0)
-        self.held = native.IndexedSource(data, code, lengths, pointers, documents, modes, image_tokens)
+        self.held = native.IndexedSource(data, code, lengths, pointers, documents, modes, image_tokens, facts)
 
 
 @dataclass(frozen=True, slots=True)

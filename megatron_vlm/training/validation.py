@@ -9,7 +9,6 @@ from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data.documents import DocumentSource
 from megatron_vlm.data.order import epoch_order
 from megatron_vlm.data.pictures import decode_picture
-from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_TEXT, Segment
 from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training.engine import Engine
 from megatron_vlm.training.scoring import Scored, score_documents
@@ -29,11 +28,11 @@ def held_out_documents(source: DocumentSource, config: RunConfig, limit: int, pi
         if source.pictures[document] and source.first_ids_needed(document) > capacity:
             continue
         for start in range(0, 1 if source.pictures[document] else whole, capacity):
-            ids, sequences = source.ids(document, start, min(capacity, whole - start) + 1)
+            segment, sequences = source.segment(document, start, min(capacity, whole - start))
             where = f"{source.reader.prefix}, document {document}"
             size = config.model.vision.image_size
             found = tuple(decode_picture(source.reader.image_bytes(s), size, where) for s in sequences if pictures)
-            scored.append(Scored(Segment(ids, MODALITY_CAPTION if sequences else MODALITY_TEXT), found))
+            scored.append(Scored(segment, found))
     return scored
 
 

@@ -38,7 +38,7 @@ IdType some_type() {
 
 // A dataset of a few documents in buffers without a byte to spare.
 struct Dataset {
-  Bytes data, lengths, pointers, documents, modes;
+  Bytes data, lengths, pointers, documents, modes, facts;
   IndexedSource view;
 
   Dataset() {
@@ -49,6 +49,7 @@ struct Dataset {
     pointers.reset(new unsigned char[static_cast<std::size_t>(8 * sequences)]);
     modes.reset(new unsigned char[static_cast<std::size_t>(sequences)]);
     documents.reset(new unsigned char[static_cast<std::size_t>(8 * (count + 1))]);
+    facts.reset(new unsigned char[static_cast<std::size_t>(8 * sequences)]);
     std::int64_t elements = 0;
     for (std::int64_t i = 0; i < sequences; ++i) {
       const auto length = static_cast<std::int32_t>(below(9));
@@ -56,6 +57,8 @@ struct Dataset {
       std::memcpy(lengths.get() + 4 * i, &length, 4);
       std::memcpy(pointers.get() + 8 * i, &pointer, 8);
       modes[static_cast<std::size_t>(i)] = below(3) == 0;
+      const std::int32_t known[2] = {static_cast<std::int32_t>(below(2)), 0};
+      std::memcpy(facts.get() + 8 * i, known, 8);
       elements += length;
     }
     data = ids_of(type, elements, 0, 12);
@@ -65,7 +68,7 @@ struct Dataset {
       border = i + 1 == count ? sequences : border + below(sequences - border + 1);
     }
     view = {data.get(), elements * id_size(type), type, lengths.get(), pointers.get(), documents.get(), modes.get(),
-            sequences, count, 1 + below(5)};
+            below(2) ? facts.get() : nullptr, sequences, count, 1 + below(5)};
   }
 };
 

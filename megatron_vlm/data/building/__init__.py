@@ -1,0 +1,1 @@
+"""Records into an indexed dataset: by workers, unit by unit, resumable, with the same bytes whatever happens in between."""

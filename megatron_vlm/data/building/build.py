@@ -1,0 +1,351 @@
+"""Sources into datasets: plan units, have workers do those that are not done, put the parts together."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_vlm import __version__
+from megatron_vlm.data import atomic_file
+from megatron_vlm.data.building import worker
+from megatron_vlm.data.building.assembly import Assembly, Output, merged_filters
+from megatron_vlm.data.building.options import BuildOptions
+from megatron_vlm.data.building.part import Part
+from megatron_vlm.data.building.progress import Progress
+from megatron_vlm.data.indexed_format import dataset_paths
+from megatron_vlm.data.quarantine import Reason
+from megatron_vlm.data.records import Source, Unit
+from megatron_vlm.data.sources.opening import InputFile
+from megatron_vlm.data.tokenizer import Tokenizer
+from megatron_vlm.errors import ConfigError, DataError
+
+UNIT_BYTES = 32 << 20  # of a file that can be cut; part of a job's identity, as its parts are
+FORMAT = 1  # of the parts: another number makes old ones useless
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file and how it is read. `name` is what the metadata calls it, where that is not its url."""
+
+    file: InputFile
+    source: Source
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """All that decides the bytes of the result.
+
+    Attributes:
+        kind: "text", "image_text", ... as the metadata says.
+        settings: the reader's, for the metadata and the job's identity; JSON.
+        multimodal: whether the datasets hold pictures.
+    """
+
+    kind: str
+    files: Sequence[SourceFile]
+    prefix: Path
+    tokenizer: Tokenizer
+    dtype: np.dtype[Any]
+    multimodal: bool
+    options: BuildOptions
+    settings: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Parts of a job with this fingerprint can be used again."""
+        known = {
+            "format": FORMAT,
+            "version": __version__,
+            "unit_bytes": UNIT_BYTES,
+            "kind": self.kind,
+            "files": [[f.file.url, f.file.size, f.file.stamp] for f in self.files],
+            "tokenizer": self.tokenizer.fingerprint,
+            "dtype": self.dtype.str,
+            "settings": self.settings,
+            "options": repr(replace(self.options, strict=False)),
+        }
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class BuildResult:
+    """What was made. `records` and `lost` are of the sources; `again` is how many units an earlier run had done."""
+
+    outputs: list[Output]
+    metadata: dict[str, Any]
+    records: int
+    lost: int
+    units: int
+    again: int
+    seconds: float
+    source_bytes: int
+    sources: list[dict[str, Any]] = field(default_factory=list)
+
+
+def parts_folder(prefix: Path) -> Path:
+    return prefix.with_name(prefix.name + ".parts")
+
+
+def build(job: BuildJob, *, workers: int, show_progress: bool = False) -> BuildResult:
+    """Run a job, or go on with what an interrupted run of the same job has left.
+
+    Finished units lie in PREFIX.parts until the datasets are whole; another job's parts there are removed.
+
+    Raises:
+        ConfigError: fewer than one worker.
+        DataError: another run is at the same output; no record can be used; a worker was killed; the disk is full; and with
+            `strict`, the first record that cannot be used.
+    """
+    if workers < 1:
+        raise ConfigError(f"workers is {workers}; at least one process has to do the work")
+    start = time.monotonic()
+    folder = parts_folder(job.prefix)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _full_disk_is_named(job.prefix), _only_run(folder):
+        _begin_or_resume(folder, job.fingerprint)
+        units = [(f, unit) for f in job.files for unit in f.source.units(f.file.url, f.file.size, UNIT_BYTES)]
+        with Progress(sum(f.file.size for f in job.files), show_progress) as progress:
+            again, hashes = _do_units(job, folder, units, workers, progress)
+            parts = [part for n in range(len(units)) if (part := Part.find(folder, n)) is not None]
+            result = _put_together(job, units, parts, hashes, progress)
+    shutil.rmtree(folder)
+    result.again, result.seconds = again, time.monotonic() - start
+    return result
+
+
+def _do_units(
+    job: BuildJob, folder: Path, units: Sequence[tuple[SourceFile, Unit]], workers: int, progress: Progress
+) -> tuple[int, dict[str, str]]:
+    """Have every unit done; how many were already, and the sha256 of each file by url."""
+    todo = []
+    for number, (file, unit) in enumerate(units):
+        part = Part.find(folder, number)
+        if part is None:
+            todo.append((number, file.source, unit))
+        else:
+            progress.already(unit.size, part.counts.documents, part.counts.tokens)
+    urls = list(dict.fromkeys(f.file.url for f in job.files))
+    processes = min(workers, max(len(todo), 1))
+    threads = max(1, workers // processes)
+    about = worker.WorkerJob(folder, job.tokenizer, job.options, job.dtype.str, parallel=threads > 1)
+    if processes == 1:
+        os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
+        own = worker.Worker(about, progress.shared)
+        with progress.watching():
+            for unit_job in todo:
+                own.do(*unit_job)
+            hashes = {url: worker.hash_file(url) for url in urls}
+        return len(units) - len(todo), hashes
+    return len(units) - len(todo), _in_processes(about, todo, urls, processes, threads, progress)
+
+
+def _in_processes(
+    about: worker.WorkerJob,
+    todo: Sequence[tuple[int, Source, Unit]],
+    urls: Sequence[str],
+    processes: int,
+    threads: int,
+    progress: Progress,
+) -> dict[str, str]:
+    # Spawned, not forked: a tokenizer's thread pool does not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    shared = context.Array("q", 3)
+    progress.share(shared)
+    pool = ProcessPoolExecutor(processes, context, worker.begin, (about, shared, threads))
+    try:
+        waiting: set[Future[Any]] = {pool.submit(worker.do, *unit_job) for unit_job in todo}
+        hashes = {url: pool.submit(worker.hash_file, url) for url in urls}
+        waiting |= set(hashes.values())
+        while waiting:
+            done, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
+            for future in done:
+                future.result()
+            progress.draw()
+        return {url: future.result() for url, future in hashes.items()}
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a worker process was ended from outside, most often because memory ran out: run the same command again, with "
+            "fewer --workers; finished units are kept"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _put_together(
+    job: BuildJob,
+    units: Sequence[tuple[SourceFile, Unit]],
+    parts: Sequence[Part],
+    hashes: dict[str, str],
+    progress: Progress,
+) -> BuildResult:
+    lost = sum(len(part.counts.rejections) for part in parts)
+    records = sum(part.counts.records for part in parts)
+    paths = dataset_paths(job.prefix)
+    assembly = Assembly(job.prefix, job.dtype, job.multimodal, job.options)
+    try:
+        if not any(part.counts.documents for part in parts):
+            raise DataError(_nothing_left(job, parts))
+        progress.writing(sum(part.counts.bytes for part in parts))
+        kept = assembly.add_all(parts, progress.wrote)
+        rows = _source_rows(job, units, parts, kept, hashes)
+        metadata = _metadata(job, rows, parts, assembly)
+        _write_quarantine(paths.quarantine, units, parts)
+        for output in assembly.outputs:
+            output.writer.finalize({**metadata, **_of_output(output)})
+    except BaseException:
+        assembly.abort()
+        raise
+    size = sum(f.file.size for f in job.files)
+    return BuildResult(assembly.outputs, metadata, records, lost, len(units), 0, 0.0, size, rows)
+
+
+def _metadata(job: BuildJob, rows: list[dict[str, Any]], parts: Sequence[Part], assembly: Assembly) -> dict[str, Any]:
+    """What NAME.json of every output holds. No date and no host: the same inputs give the same bytes."""
+    tokenizer = job.tokenizer
+    reasons = [row["reason"] for part in parts for row in part.counts.rejections]
+    return {
+        "tool": "megatron_vlm",
+        "tool_version": __version__,
+        "kind": job.kind,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "eod_id": tokenizer.eod_id,
+        "image_token_id": tokenizer.image_token_id,
+        "pad_id": tokenizer.pad_id,
+        "settings": job.settings,
+        "quarantine": {reason.value: n for reason in sorted(Reason) if (n := reasons.count(reason.value))},
+        "filtered": merged_filters(parts, assembly.duplicates),
+        "sources": rows,
+    }
+
+
+def _of_output(output: Output) -> dict[str, Any]:
+    known: dict[str, Any] = {
+        "documents": output.statistics.documents,
+        "sequences": output.writer.sequences,
+        "tokens": output.statistics.tokens,
+        "images": output.statistics.images,
+        "histograms": output.statistics.describe(),
+    }
+    if output.part:
+        known["split"] = output.part
+    if output.shard is not None:
+        known["shard"] = output.shard
+    return known
+
+
+def _source_rows(
+    job: BuildJob,
+    units: Sequence[tuple[SourceFile, Unit]],
+    parts: Sequence[Part],
+    kept: Sequence[int],
+    hashes: dict[str, str],
+) -> list[dict[str, Any]]:
+    """A row for each file, in order."""
+    rows: dict[str, dict[str, Any]] = {}
+    for f in job.files:
+        rows[f.file.url] = {
+            "path": f.name or f.file.url,
+            "bytes": f.file.size,
+            "sha256": hashes[f.file.url],
+            "records": 0,
+            "documents": 0,
+            "quarantined": 0,
+        }
+    for (file, _), part, documents in zip(units, parts, kept, strict=True):
+        row = rows[file.file.url]
+        row["records"] += part.counts.records
+        row["documents"] += documents
+        row["quarantined"] += len(part.counts.rejections)
+    return list(rows.values())
+
+
+def _write_quarantine(path: Path, units: Sequence[tuple[SourceFile, Unit]], parts: Sequence[Part]) -> None:
+    """One JSON object a line, records counted from 1 in their file; no file where nothing was set aside."""
+    if not any(part.counts.rejections for part in parts):
+        path.unlink(missing_ok=True)
+        return
+    before: dict[str, int] = {}
+    with open(atomic_file.partial_path(path), "w", encoding="utf-8", newline="\n") as stream:
+        for (file, _), part in zip(units, parts, strict=True):
+            first = before.get(file.file.url, 0)
+            for row in part.counts.rejections:
+                name = file.name or row["file"]
+                shown = {**row, "file": name, "record": first + row["record"] + 1}
+                stream.write(json.dumps(shown) + "\n")  # ASCII: a detail may quote text that is no valid Unicode
+            before[file.file.url] = first + part.counts.records
+    atomic_file.commit(path)
+
+
+def _nothing_left(job: BuildJob, parts: Sequence[Part]) -> str:
+    rows = [row for part in parts for row in part.counts.rejections]
+    filtered = merged_filters(parts, 0)
+    if filtered and not rows:
+        return f"every record was filtered out ({filtered}), so nothing was written: loosen the filters"
+    if not rows:
+        others = f" and {len(job.files) - 1} other input files hold" if len(job.files) > 1 else " holds"
+        return f"{job.files[0].file.url}{others} no records; check what they are"
+    counts = {reason.value: sum(row["reason"] == reason.value for row in rows) for reason in sorted(Reason)}
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+    first = rows[0]
+    key = f" {first['key']!r}" if first["key"] else ""
+    return (
+        f"no record can be used ({reasons}), so nothing was written. The first is {first['file']}, record "
+        f"{first['record'] + 1}{key}: {first['detail']}. Check the kind of input and the names of its fields"
+    )
+
+
+def _begin_or_resume(folder: Path, fingerprint: str) -> None:
+    """Keep the parts of the same job, drop those of another."""
+    identity = folder / "job"
+    try:
+        same = identity.read_text(encoding="utf-8") == fingerprint
+    except FileNotFoundError:
+        same = False
+    for path in folder.iterdir():
+        stale = path.name.endswith(".partial") or not same
+        if stale and path.name != "lock":
+            path.unlink()
+    atomic_file.write_text(identity, fingerprint)
+
+
+@contextmanager
+def _only_run(folder: Path) -> Iterator[None]:
+    """Refuse a second run at the same output. The lock ends with the process, however it ends."""
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"another run is writing {folder.with_suffix('')}: wait for it, or choose another output") from None
+        yield
+
+
+@contextmanager
+def _full_disk_is_named(prefix: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"the disk of {prefix.parent.absolute()} is full ({error.strerror}). Nothing was written under the final name; "
+            f"make room and run the same command again: finished units in {parts_folder(prefix)} are kept"
+        ) from error

@@ -1,0 +1,156 @@
+"""The finished work of one unit, on disk: what an interrupted run need not do again.
+
+Three files in the folder of the job: UNIT.bin, the sequences; UNIT.columns, the arrays of `as_columns` by numpy.save; and
+UNIT.json, the counts and what was set aside. The .json is renamed last: where it is, the part is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_vlm.data.atomic_file import sync_folder
+from megatron_vlm.data.building.prepared import KEY_BYTES, PreparedBatch, as_columns
+from megatron_vlm.data.disk_column import DiskColumn
+from megatron_vlm.data.quarantine import Rejection
+
+#: name -> dtype and numbers a row, in the order of the .columns file
+COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "lengths": ("<i4", ()),
+    "modes": ("i1", ()),
+    "facts": ("<i4", (2,)),
+    "sequences": ("<i4", ()),
+    "parts": ("u1", ()),
+    "records": ("<i8", ()),
+    "keys": (f"V{KEY_BYTES}", ()),
+}
+
+
+@dataclass
+class PartCounts:
+    """What became of a unit's records. `rejections` are rows of the quarantine, their records counted from 0 in the unit."""
+
+    records: int = 0
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    filtered: dict[str, int] = field(default_factory=dict)
+    rejections: list[dict[str, Any]] = field(default_factory=list)
+
+
+class PartWriter:
+    """Writes a part aside and names it by `commit`; `discard` leaves nothing. Files are named for the process: a worker that
+    outlived its run cannot meddle with another's."""
+
+    def __init__(self, folder: Path, unit: int) -> None:
+        self._base = folder / f"{unit:08d}"
+        self._suffix = f".{os.getpid()}.partial"
+        self._data = open(self._aside(".bin"), "wb")  # noqa: SIM115  closed by commit or discard
+        self._columns = {
+            name: DiskColumn(folder / f"{unit:08d}.{name}{self._suffix}", dtype) for name, (dtype, _) in COLUMNS.items()
+        }
+        self._filtered: Counter[str] = Counter()
+        self.counts = PartCounts()
+
+    def add(self, batch: PreparedBatch, records: int) -> None:
+        """`records` is how many the batch was made of."""
+        self._data.writelines(batch.pieces)
+        for name, values in as_columns(batch).items():
+            self._columns[name].extend(values.reshape(-1))
+        self.counts.records += records
+        self.counts.documents += len(batch.sequences)
+        self.counts.tokens += batch.tokens
+        self._filtered.update({reason.value: count for reason, count in batch.filtered.items()})
+        self.counts.rejections += [_row(rejection) for rejection in batch.rejections]
+
+    def commit(self) -> PartCounts:
+        self.counts.bytes = self._data.tell()
+        self.counts.filtered = dict(self._filtered)
+        _close(self._data)
+        with open(self._aside(".columns"), "wb") as stream:
+            for name, (dtype, row) in COLUMNS.items():
+                column = self._columns[name]
+                rows = column.count // (row[0] if row else 1)
+                header = {"descr": dtype, "fortran_order": False, "shape": (rows, *row)}
+                np.lib.format.write_array_header_1_0(stream, header)
+                for block in column.blocks():
+                    stream.write(block.tobytes())
+            _sync(stream)
+        with open(self._aside(".json"), "w", encoding="utf-8") as text:
+            json.dump(asdict(self.counts), text)
+            _sync(text)
+        for suffix in (".bin", ".columns", ".json"):
+            os.replace(self._aside(suffix), self._base.with_name(self._base.name + suffix))
+        sync_folder(self._base.parent)
+        self._discard_columns()
+        return self.counts
+
+    def discard(self) -> None:
+        self._data.close()
+        self._discard_columns()
+        for suffix in (".bin", ".columns", ".json"):
+            self._aside(suffix).unlink(missing_ok=True)
+
+    def _discard_columns(self) -> None:
+        for column in self._columns.values():
+            column.discard()
+
+    def _aside(self, suffix: str) -> Path:
+        return self._base.with_name(self._base.name + suffix + self._suffix)
+
+
+class Part:
+    """A part that was committed, or None by `find`."""
+
+    def __init__(self, folder: Path, unit: int, counts: PartCounts) -> None:
+        self._base = folder / f"{unit:08d}"
+        self.counts = counts
+
+    @classmethod
+    def find(cls, folder: Path, unit: int) -> Part | None:
+        path = folder / f"{unit:08d}.json"
+        try:
+            return cls(folder, unit, PartCounts(**json.loads(path.read_text(encoding="utf-8"))))
+        except FileNotFoundError:
+            return None
+
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """The arrays of `as_columns`, by name."""
+        with open(self._base.with_name(self._base.name + ".columns"), "rb") as stream:
+            return {name: np.load(stream, allow_pickle=False) for name in COLUMNS}
+
+    def data(self) -> mmap.mmap | bytes:
+        """The sequences, mapped."""
+        if not self.counts.bytes:
+            return b""
+        with open(self._base.with_name(self._base.name + ".bin"), "rb") as stream:
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _row(rejection: Rejection) -> dict[str, Any]:
+    return {
+        "file": rejection.file,
+        "offset": rejection.offset,
+        "record": rejection.number,
+        "key": rejection.key,
+        "reason": rejection.reason.value,
+        "detail": rejection.detail,
+    }
+
+
+def _sync(stream: Any) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _close(stream: Any) -> None:
+    _sync(stream)
+    stream.close()
