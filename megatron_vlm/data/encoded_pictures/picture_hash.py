@@ -10,8 +10,8 @@ from megatron_vlm.data.encoded_pictures.unusable import UnusablePicture
 
 KEY_BYTES = 16
 
-#: a JPEG is decoded at an eighth as long as that leaves eight pixels for each side of the nine by eight: with four, more bits
-#: differ from those of the whole picture, and it takes hardly less time
+#: a JPEG is decoded at an eighth as long as that leaves eight pixels a side for each of the nine by eight: with four, more
+#: bits differ from those of the whole picture, and it takes hardly less time
 LEAST = (72, 72)
 
 
