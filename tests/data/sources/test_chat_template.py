@@ -30,7 +30,7 @@ JINJA = {
     ),
     "llava_v1": (
         "{% if messages[0].role == 'system' %}{% set first = messages[0].content %}{% set rest = messages[1:] %}"
-        "{% else %}{% set first = \"SYSTEM\" %}{% set rest = messages %}{% endif %}{{ first }} "
+        '{% else %}{% set first = "SYSTEM" %}{% set rest = messages %}{% endif %}{{ first }} '
         "{% for message in rest %}{% if message.role == 'user' %}USER: {{ message.content }} "
         "{% else %}ASSISTANT:{% generation %} {{ message.content }}</s>{% endgeneration %}{% endif %}{% endfor %}"
     ).replace("SYSTEM", str(BUILT_IN["llava_v1"].system_text)),
@@ -132,7 +132,9 @@ def test_trimming_stops_at_pictures() -> None:
 
 
 @given(
-    st.lists(st.builds(Text, st.sampled_from(["", "a", "b"]), st.booleans(), st.booleans()) | st.just(Picture(b"P")), max_size=9)
+    st.lists(
+        st.builds(Text, st.sampled_from(["", "a", "b"]), st.booleans(), st.booleans()) | st.just(Picture(b"P")), max_size=9
+    )
 )
 def test_joining_loses_nothing_and_leaves_no_like_neighbours(parts: list[Text | Picture]) -> None:
     def spread(parts: Any) -> list[Any]:

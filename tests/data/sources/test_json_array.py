@@ -12,18 +12,24 @@ from hypothesis import strategies as st
 
 from megatron_vlm.data.sources.json_array import BrokenArray, read_json_array
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.sampled_from(['"', "\\", "],[{"])
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.sampled_from(['"', "\\", "],[{"])
+)
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=12)
 FORMS: list[dict[str, Any]] = [{}, {"indent": 2}, {"separators": (",", ":")}, {"ensure_ascii": False}, {"indent": "\t"}]
 #: text that is nearly JSON, which random bytes hardly ever are
-SCRAPS = st.lists(st.sampled_from(['[', ']', '{', '}', ',', ':', '"', '\\', '"a"', '1', ' ', '\n', 'null', '"\\"', "é"])).map("".join)
+SCRAPS = st.lists(
+    st.sampled_from(["[", "]", "{", "}", ",", ":", '"', "\\", '"a"', "1", " ", "\n", "null", '"\\"', "é"])
+).map("".join)
 
 
 def scan(text: bytes, chunk: int = 1 << 20, **limits: int) -> list[tuple[int, bytes]]:
     return list(read_json_array(io.BytesIO(text).read, chunk, **limits))
 
 
-@given(values=st.lists(VALUES), form=st.sampled_from(FORMS), chunk=st.integers(1, 40), mark=st.booleans(), white=st.booleans())
+@given(
+    values=st.lists(VALUES), form=st.sampled_from(FORMS), chunk=st.integers(1, 40), mark=st.booleans(), white=st.booleans()
+)
 def test_any_chunks_give_what_json_load_gives(
     values: list[Any], form: dict[str, Any], chunk: int, mark: bool, white: bool
 ) -> None:

@@ -21,7 +21,9 @@ def lines_of(path: Path, target: int) -> list[Line]:
     return [line for unit in line_units(str(path), path.stat().st_size, target) for line in read_lines(unit)]
 
 
-@given(lines=st.lists(st.binary(max_size=9).filter(lambda b: b"\n" not in b)), ended=st.booleans(), target=st.integers(1, 60))
+@given(
+    lines=st.lists(st.binary(max_size=9).filter(lambda b: b"\n" not in b)), ended=st.booleans(), target=st.integers(1, 60)
+)
 def test_cuts_change_nothing(lines: list[bytes], ended: bool, target: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
     text = b"\n".join(lines) + b"\n" * ended

@@ -82,7 +82,9 @@ def test_links_lead_out_only_where_they_may(folder: Path) -> None:
     assert FolderPictures(str(folder.parent / "linked")).read("a/b.jpg") == b"B"
 
 
-@pytest.mark.parametrize("name", ["a", "a/none.jpg", "a/b.jpg/c", "x" * 5000, "a\0b", "\ud800.jpg", "http://x/y.jpg", "pipe"])
+@pytest.mark.parametrize(
+    "name", ["a", "a/none.jpg", "a/b.jpg/c", "x" * 5000, "a\0b", "\ud800.jpg", "http://x/y.jpg", "pipe"]
+)
 def test_what_is_no_file_is_missing(name: str, folder: Path) -> None:
     os.mkfifo(folder / "pipe")
     assert reason(FolderPictures(str(folder)), name) is Reason.MISSING_IMAGE
