@@ -1,22 +1,30 @@
-"""The tokenizer: Hugging Face's tokenizer.json, with three special tokens that data cannot spell."""
+"""The tokenizer: any of the field's forms, with three special tokens that data cannot spell."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
-from megatron_vlm.data import atomic_file
+import numpy as np
+
+from megatron_vlm.data.tokenizers import files
+from megatron_vlm.data.tokenizers.backend import Backend, Definition, FlatIds, GigatokenUnusable, Hints, SpecialNames
+from megatron_vlm.data.tokenizers.gigatoken_engine import GigatokenEngine, open_checked
+from megatron_vlm.data.tokenizers.hugging_face import HuggingFaceDefinition
+from megatron_vlm.data.tokenizers.special_tokens import DEFAULT, choose
 from megatron_vlm.errors import DataError
 
-END_OF_DOCUMENT = "<|endoftext|>"
-IMAGE = "<image>"
-PADDING = "<|pad|>"
-SPECIAL_TOKENS = (END_OF_DOCUMENT, IMAGE, PADDING)
+END_OF_DOCUMENT, IMAGE, PADDING = SPECIAL_TOKENS = tuple(DEFAULT)
 
-FILE_NAME = "tokenizer.json"
+#: what encodes in `Tokenizer.encode_flat`: gigatoken where it gives the same ids, gigatoken or an error, the library that
+#: the tokenizer is of
+BackendChoice: TypeAlias = Literal["auto", "gigatoken", "tokenizers"]
 
 
 class Tokenizer:
@@ -26,92 +34,180 @@ class Tokenizer:
     the special token. Nothing is added around a text (no BOS, no padding, no truncation), whatever
     tokenizer.json asks for. Encoding from several threads at once is safe.
 
-    Special tokens that tokenizer.json lacks are appended to its vocabulary, in the order of `SPECIAL_TOKENS`.
+    Special tokens that the tokenizer lacks are appended to its vocabulary, in the order of `SPECIAL_TOKENS`.
 
     Attributes:
         vocab_size: one more than the largest id.
-        eod_id: id of "<|endoftext|>", which ends a document.
-        image_token_id: id of "<image>", which holds the place of a picture.
-        pad_id: id of "<|pad|>".
-        fingerprint: sha256, in hex, of the tokenizer in canonical JSON (sorted keys, no white space).
+        eod_id: id of the token that ends a document, "<|endoftext|>" by default.
+        image_token_id: id of the one that holds the place of a picture, "<image>" by default.
+        pad_id: id of the one that fills what is left, "<|pad|>" by default.
+        special_names: the three, as they are spelt.
+        fingerprint: sha256, in hex, of the tokenizer: of a tokenizer.json in canonical JSON (sorted keys, no white space),
+            and of the special tokens where they are not `SPECIAL_TOKENS`.
     """
 
-    def __init__(self, definition: str, origin: str = "tokenizer") -> None:
-        """From the text of a tokenizer.json; `origin` names it in errors.
+    def __init__(
+        self,
+        definition: str | Definition,
+        origin: str = "tokenizer",
+        *,
+        eod: str | None = None,
+        image: str | None = None,
+        pad: str | None = None,
+        backend: BackendChoice = "auto",
+        hints: Hints | None = None,
+    ) -> None:
+        """From the text of a tokenizer.json, or a definition of another form; `origin` names it in errors.
 
-        Raises DataError when it cannot be used.
+        Args:
+            eod, image, pad: names of the special tokens; those that the tokenizer lacks are appended. By default the first
+                usual name that it has.
+            backend: what encodes in `encode_flat`.
+            hints: special tokens that files beside the tokenizer name, tried after the usual ones.
+
+        Raises:
+            DataError: it cannot be used; with backend "gigatoken", also when gigatoken cannot stand in for it.
         """
-        from tokenizers import AddedToken
-        from tokenizers import Tokenizer as Backend
-
-        try:
-            parsed: dict[str, Any] = json.loads(definition)
-            # Only tokens marked as special can be kept from matching in data.
-            for token in parsed.get("added_tokens", []):
-                token["special"] = token["special"] or token["content"] in SPECIAL_TOKENS
-            backend: Any = Backend.from_str(json.dumps(parsed))
-        except Exception as error:  # the Rust side raises bare Exception
-            raise DataError(f"{origin} is not a Hugging Face tokenizer.json: {error}") from error
-        backend.no_padding()
-        backend.no_truncation()
-        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-        backend.encode_special_tokens = True
-        self._backend = backend
-        self._definition = definition
-        self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
-        self.eod_id, self.image_token_id, self.pad_id = (self._id(token) for token in SPECIAL_TOKENS)
-        # Of the definition as it was given: as the library writes it, it may gain fields in a newer version.
-        canonical = json.dumps(json.loads(definition), sort_keys=True, separators=(",", ":"))
-        self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
-        self._check_specials(origin)
+        if backend not in get_args(BackendChoice):
+            raise DataError(f"{backend!r} is no backend of a tokenizer; give one of {', '.join(get_args(BackendChoice))}")
+        self._definition = HuggingFaceDefinition(definition) if isinstance(definition, str) else definition
+        vocabulary = self._definition.vocabulary(origin)
+        own = vocabulary.hints()
+        hints = hints or Hints()
+        hints = Hints(hints.eod or own.eod, hints.pad or own.pad)
+        self.special_names = names = choose(vocabulary, hints, origin, eod, image, pad)
+        self._backend: Backend = vocabulary.build(names, origin)
+        self.vocab_size = self._backend.size
+        self.eod_id, self.image_token_id, self.pad_id = (self._backend.special_ids[name] for name in names)
+        self.fingerprint = self._fingerprint()
+        self._origin = origin
+        self._choice: BackendChoice = backend
+        self._engine: GigatokenEngine | Backend | None = None
+        self._opening = threading.Lock()
+        if backend == "gigatoken":
+            self._fast()
 
     @classmethod
-    def load(cls, path: Path | str) -> Tokenizer:
-        """From a tokenizer.json, or from a folder that holds one.
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        eod: str | None = None,
+        image: str | None = None,
+        pad: str | None = None,
+        backend: BackendChoice = "auto",
+        pattern: str | None = None,
+        special_tokens: Mapping[str, int] | None = None,
+    ) -> Tokenizer:
+        """From a file or a folder: Hugging Face's tokenizer.json, a SentencePiece .model (BPE or unigram), a tiktoken rank
+        file, GPT-2's vocab.json and merges.txt. The ids are those of the library that the form is of.
 
-        Raises DataError when there is none, or when it is not in Hugging Face's format.
+        tokenizer_config.json and special_tokens_map.json beside it are heeded for added tokens and names, and so is
+        tokenizer_settings.json, which holds any of the arguments eod, image, pad, pattern and special_tokens.
+
+        Args:
+            eod, image, pad, backend: as of the constructor.
+            pattern: of a rank file, how it splits text: "r50k", "p50k", "cl100k", "o200k", "gpt2", "qwen" or a regular
+                expression; by default its file name tells.
+            special_tokens: of a rank file, names and ids.
+
+        Raises DataError when there is none, or when it is not in its format.
         """
-        file = Path(path)
-        if file.is_dir():
-            file = file / FILE_NAME
-        try:
-            definition = file.read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise DataError(f"{file} does not exist; `megatron-vlm train-tokenizer` makes a tokenizer.json") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{file} cannot be read as a tokenizer.json: {error}") from error
-        return cls(definition, origin=str(file))
+        found = files.find(Path(path), pattern, special_tokens)
+        chosen = {"eod": eod, "image": image, "pad": pad}
+        names = {key: value or found.settings.get(key) for key, value in chosen.items()}
+        for key, value in names.items():
+            if value is not None and not isinstance(value, str):
+                raise DataError(f"{files.SETTINGS} beside {found.origin}: {key} must be a token's name, not {value!r}")
+        return cls(found.definition, found.origin, **names, backend=backend, hints=found.hints)
 
     def save(self, folder: Path | str) -> Path:
-        """Write tokenizer.json into `folder`, which is made if need be; returns its path."""
-        path = Path(folder) / FILE_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_file.write_text(path, self._definition)
-        return path
+        """Write what `load` reads into `folder`, which is made if need be; returns the path of the main file."""
+        default = self._definition.form == HuggingFaceDefinition.FORM and self.special_names == DEFAULT
+        return files.write(self._definition, self.special_names, Path(folder), default)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without an end of document."""
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        return self._backend.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text; the same as `encode` for each, on all cores and without Python's lock."""
-        return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return self._backend.encode_batch(texts)
+
+    def encode_flat(self, texts: Sequence[str], *, parallel: bool = False) -> FlatIds:
+        """Token ids of all texts, one after another: uint32[ids], and where each text begins: int64[len(texts) + 1].
+
+        The ids are those of `encode`. gigatoken makes them where it can: it is opened and compared with the tokenizer's
+        own library on some hundred odd texts at the first call, and a RuntimeWarning says why when it is not used.
+
+        Args:
+            parallel: use all cores. Otherwise no thread is started, here or in the libraries, and workers may be forked.
+        """
+        if not texts:
+            return np.empty(0, np.uint32), np.zeros(1, np.int64)
+        return self._fast().encode_flat(texts, parallel)
+
+    @property
+    def flat_backend(self) -> str:
+        """What encodes in `encode_flat`: "gigatoken", or the form of the tokenizer; opens it if need be."""
+        return "gigatoken" if isinstance(self._fast(), GigatokenEngine) else self._definition.form
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens spelled out."""
-        return str(self._backend.decode([int(i) for i in ids], skip_special_tokens=False))
+        return self._backend.decode([int(i) for i in ids])
 
-    def __reduce__(self) -> tuple[type[Tokenizer], tuple[str]]:
-        return (Tokenizer, (self._definition,))
+    def special_id(self, name: str) -> int:
+        """Id of the special token that is exactly `name`, the tokenizer's own included ("<|im_start|>").
 
-    def _id(self, token: str) -> int:
-        return int(self._backend.token_to_id(token))
+        Raises DataError, naming those that are spelt alike, when there is none.
+        """
+        try:
+            return self._backend.special_ids[name]
+        except KeyError:
+            near = difflib.get_close_matches(name, self._backend.special_ids, n=3, cutoff=0.5)
+            known = " or ".join(map(repr, near)) or ", ".join(map(repr, self.special_names))
+            raise DataError(f"{self._origin} has no special token {name!r}; it has {known}") from None
 
-    def _check_specials(self, origin: str) -> None:
-        """Refuse a vocabulary that spells a special token as a plain word, which nothing above prevents."""
-        for token in SPECIAL_TOKENS:
-            if self._id(token) in self.encode(token) or self._id(token) in self.encode(f"a {token} b"):
-                raise DataError(
-                    f"{origin}: its vocabulary has {token!r} as an ordinary word, so text could forge "
-                    "the special token; rename that entry"
-                )
+    def description(self) -> dict[str, Any]:
+        """What a dataset's metadata say of its tokenizer: form, fingerprint, size, and the special tokens' names and ids."""
+        ids = (self.eod_id, self.image_token_id, self.pad_id)
+        roles = zip(SpecialNames._fields, self.special_names, ids, strict=True)
+        return {
+            "form": self._definition.form,
+            "fingerprint": self.fingerprint,
+            "vocab_size": self.vocab_size,
+            "special_tokens": {role: {"token": name, "id": i} for role, name, i in roles},
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker need not try, and warn, again.
+        choice = self._choice if self._engine is None or self._engine is not self._backend else "tokenizers"
+        return _restore, (self._definition, self._origin, self.special_names, choice)
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(self._definition.identity())
+        if self._definition.form != HuggingFaceDefinition.FORM or self.special_names != DEFAULT:
+            ids = [self.eod_id, self.image_token_id, self.pad_id]
+            digest.update(b"\n" + json.dumps([*self.special_names, *ids]).encode())
+        return digest.hexdigest()
+
+    def _fast(self) -> GigatokenEngine | Backend:
+        with self._opening:
+            if self._engine is None:
+                self._engine = self._backend
+                if self._choice != "tokenizers":
+                    try:
+                        self._engine = open_checked(self._backend)
+                    except GigatokenUnusable as reason:
+                        if self._choice == "gigatoken":
+                            raise DataError(f"{self._origin}: gigatoken cannot be used: {reason}") from reason
+                        warnings.warn(
+                            f"{self._origin}: encoding slowly, with its own library: gigatoken cannot be used: {reason}",
+                            RuntimeWarning,
+                            stacklevel=3,
+                        )
+            return self._engine
+
+
+def _restore(definition: Definition, origin: str, names: SpecialNames, backend: BackendChoice) -> Tokenizer:
+    return Tokenizer(definition, origin, **names._asdict(), backend=backend)
