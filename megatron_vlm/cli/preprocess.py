@@ -68,7 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     talk = kind("conversations", "LLaVA or chat .json, .jsonl, .parquet: the assistant's words are learnt, the rest is read")
     talk.add_argument(
-        "--template", default="plain", metavar="NAME|FILE", help="plain, llava_v1, chatml, llama3, or a file (default: plain)"
+        "--template",
+        default="plain",
+        metavar="NAME|FILE",
+        help="plain, llava_v1, chatml, llama3, or a file (default: plain)",
     )
     talk.add_argument("--placeholder", default="<image>", help="what stands for a picture in a turn (default: %(default)s)")
 
@@ -78,7 +81,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a document with more than --max-images: drop the pictures, cut it there, reject it (default: drop)",
     )  # fmt: skip
     mixed.add_argument(
-        "--missing", choices=("drop", "reject"), default="drop", help="of a document whose picture is not there (default: drop)"
+        "--missing",
+        choices=("drop", "reject"),
+        default="drop",
+        help="of a document whose picture is not there (default: drop)",
     )
     mixed.add_argument("--min-similarity", type=float, metavar="X", help="leave out pictures of MMC4 that match less")
     mixed.add_argument("--text-separator", metavar="TEXT", help="between texts (default: blank line, or space for MMC4)")
@@ -111,7 +117,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=SHARE,...",
         help="several datasets by a hash of each document, such as train=98,valid=1,test=1: OUTPUT_train and so on",
     )
-    parser.add_argument("--shard-size", metavar="SIZE", help="begin a new dataset at this size, such as 10GB: OUTPUT_00000 ...")
+    parser.add_argument(
+        "--shard-size", metavar="SIZE", help="begin a new dataset at this size, such as 10GB: OUTPUT_00000 ..."
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn: captions, splits (default: %(default)s)")
     parser.add_argument("--strict", action="store_true", help="stop at the first record that cannot be used")
     parser.add_argument(
@@ -133,7 +141,9 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--decode", action="store_true", help="decode every picture to find damage inside (slow)")
     group.add_argument("--max-pixels", type=int, metavar="N", help="set aside larger ones (default: 179 million)")
     group.add_argument("--min-side", type=int, default=1, metavar="PIXELS", help="leave out smaller ones")
-    group.add_argument("--max-aspect", type=float, metavar="RATIO", help="leave out ones with a longer / shorter side above it")
+    group.add_argument(
+        "--max-aspect", type=float, metavar="RATIO", help="leave out ones with a longer / shorter side above it"
+    )
     group.add_argument("--min-caption", type=int, default=0, metavar="CHARS", help="leave out shorter captions")
     group.add_argument("--max-caption", type=int, metavar="CHARS", help="leave out longer captions")
     group.add_argument(

@@ -118,7 +118,9 @@ def _uneven_stages(ends: list[tuple[str, int]], layers: int, pp: int, vp: int) -
     others, left = pp - len(ends), layers - sum(given for _, given in ends)
     if not _spread(left, others):
         fixed = layers - left - first
-        nearest = min((n for n in range(1, layers) if _spread(layers - fixed - n, others)), key=lambda n: abs(n - first), default=0)
+        nearest = min(
+            (n for n in range(1, layers) if _spread(layers - fixed - n, others)), key=lambda n: abs(n - first), default=0
+        )
         remedy = f"nearest that does: {nearest}" if nearest else "leave it out"
         yield (
             f"{name}: {first} leaves {left} of model.language.num_layers {layers} to the {others} other stages, which does "

@@ -283,7 +283,17 @@ def _run(
 def _differing(options: BuildOptions) -> dict[str, str]:
     """The options that are not as they are by default, for the metadata."""
     plain = BuildOptions()
-    names = ("thorough", "max_pixels", "reencode", "pictures", "captions", "duplicates", "max_tokens", "split", "shard_bytes")
+    names = (
+        "thorough",
+        "max_pixels",
+        "reencode",
+        "pictures",
+        "captions",
+        "duplicates",
+        "max_tokens",
+        "split",
+        "shard_bytes",
+    )
     return {n: str(getattr(options, n)) for n in names if getattr(options, n) != getattr(plain, n)}
 
 

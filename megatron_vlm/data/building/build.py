@@ -334,7 +334,9 @@ def _only_run(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DataError(f"another run is writing {folder.with_suffix('')}: wait for it, or choose another output") from None
+            raise DataError(
+                f"another run is writing {folder.with_suffix('')}: wait for it, or choose another output"
+            ) from None
         yield
 
 

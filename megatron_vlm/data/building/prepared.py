@@ -154,7 +154,7 @@ class Preparer:
             if isinstance(part, Text) and not part.special
         ]
         ids, offsets = self.tokenizer.encode_flat(texts, parallel=parallel)
-        flat = memoryview(np.ascontiguousarray(ids, dtype=self.dtype)).cast("B")
+        flat = np.ascontiguousarray(ids, dtype=self.dtype).data.cast("B")
         borders = iter((offsets * self.dtype.itemsize).tolist())
         state = _Borders(borders)
         for item in checked:

@@ -27,7 +27,7 @@ class Histogram:
         self.counts += np.bincount(bins, minlength=BINS)
 
     def describe(self) -> dict[str, int]:
-        """"low-high" of each bin that has any -> count."""
+        """ "low-high" of each bin that has any -> count."""
         names = ["0", "1", *(f"{2**k}-{2 ** (k + 1) - 1}" for k in range(1, BINS - 1))]
         return {name: int(count) for name, count in zip(names, self.counts, strict=True) if count}
 

@@ -89,9 +89,7 @@ def batches(records: Iterator[Record | Rejection]) -> Iterator[list[Record | Rej
 
 
 def _size(record: Record) -> int:
-    return sum(
-        len(part.encoded) if isinstance(part, Picture) else len(part.text) for part in record.documents[0]
-    )
+    return sum(len(part.encoded) if isinstance(part, Picture) else len(part.text) for part in record.documents[0])
 
 
 def _stopped_by(rejection: Rejection) -> str:
@@ -123,8 +121,13 @@ def begin(job: WorkerJob, progress: Any, threads: int) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         # A run that is killed cannot end its workers: they watch it.
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _worker = Worker(job, progress)
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def do(number: int, source: Source, unit: Unit) -> tuple[int, PartCounts]:

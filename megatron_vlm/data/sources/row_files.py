@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from megatron_vlm.data.quarantine import Reason, Rejection
 from megatron_vlm.data.records import Unit
 from megatron_vlm.data.sources.defect import Defect
-from megatron_vlm.data.sources.json_array import BYTE_ORDER_MARK, WHITE, BrokenArray, read_json_array
+from megatron_vlm.data.sources.array_elements import BYTE_ORDER_MARK, WHITE, BrokenArray, read_json_array
 from megatron_vlm.data.sources.line_records import (
     DAMAGE,
     LONGEST_LINE,
@@ -19,7 +19,7 @@ from megatron_vlm.data.sources.line_records import (
     parse_object,
     read_lines,
 )
-from megatron_vlm.data.sources.parquet_rows import parquet_units, read_parquet_rows
+from megatron_vlm.data.sources.parquet_maps import parquet_units, read_parquet_rows
 from megatron_vlm.errors import DataError
 
 LINES = (".jsonl", ".ndjson")

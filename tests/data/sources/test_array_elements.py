@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_vlm.data.sources.json_array import BrokenArray, read_json_array
+from megatron_vlm.data.sources.array_elements import BrokenArray, read_json_array
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.sampled_from(['"', "\\", "],[{"])
