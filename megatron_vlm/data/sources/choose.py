@@ -1,0 +1,92 @@
+"""Which reader a file needs, by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from megatron_vlm.data.captions import CaptionChoice
+from megatron_vlm.data.records import Source
+from megatron_vlm.data.sources.caption_rule import caption_rule
+from megatron_vlm.data.sources.decompression import split_compression
+from megatron_vlm.data.sources.image_text_jsonl import ImageTextJsonl
+from megatron_vlm.data.sources.image_text_parquet import ImageTextParquet
+from megatron_vlm.data.sources.image_text_tar import ImageTextTar
+from megatron_vlm.data.sources.json_lines import JsonLines
+from megatron_vlm.data.sources.parquet_text import ParquetText
+from megatron_vlm.data.sources.plain_text import PlainText
+from megatron_vlm.data.sources.text_tar import TextTar
+from megatron_vlm.errors import DataError
+
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+PARQUET_SUFFIXES = (".parquet", ".pq")
+TAR_SUFFIXES = (".tar",)
+TEXT_SUFFIXES = (".txt", ".text", ".md")
+
+
+def text_source(url: str, key: str = "text", *, separator: str | None = None) -> Source:
+    """What reads text documents out of the file at `url`, by its name.
+
+    Args:
+        key: field or column that holds the text.
+        separator: what parts the documents of a .txt, as `PlainText` takes it; by default a file is a document.
+
+    Raises:
+        DataError: a name with no known suffix, or with a compression that is not read.
+        ConfigError: as the sources do.
+    """
+    match _suffix(url, (*JSON_SUFFIXES, *PARQUET_SUFFIXES, *TAR_SUFFIXES, *TEXT_SUFFIXES), "text"):
+        case suffix if suffix in JSON_SUFFIXES:
+            return JsonLines(key)
+        case suffix if suffix in PARQUET_SUFFIXES:
+            return ParquetText(key)
+        case suffix if suffix in TAR_SUFFIXES:
+            return TextTar(key)
+        case _:
+            return PlainText(separator)
+
+
+def image_text_source(
+    url: str,
+    *,
+    captions: str | Mapping[str, float] | None = None,
+    choice: CaptionChoice = CaptionChoice.FIRST,
+    seed: int = 0,
+    image: str | None = None,
+    folder: str | None = None,
+) -> Source:
+    """What reads captioned pictures out of the file at `url`, by its name.
+
+    Args:
+        captions: the field that holds the caption, or the weights of several, of which one is drawn for each record; as the
+            format names its fields: "txt" or "json:caption" of a tar, a column of a .parquet, a field of a .jsonl. By
+            default what is common in the format.
+        choice: what to do with a list of captions.
+        seed: seeds what is drawn.
+        image: the column of a .parquet with the pictures, or the field of a .jsonl with their paths.
+        folder: the folder of the pictures of a .jsonl; by default the one that the file lies in.
+
+    Raises:
+        DataError: a name with no known suffix, or with a compression that is not read.
+        ConfigError: weights that are no positive numbers, fields that the format cannot have.
+    """
+    rule = caption_rule(captions, choice, seed)
+    match _suffix(url, (*JSON_SUFFIXES, *PARQUET_SUFFIXES, *TAR_SUFFIXES), "captioned pictures"):
+        case suffix if suffix in TAR_SUFFIXES:
+            return ImageTextTar(rule)
+        case suffix if suffix in PARQUET_SUFFIXES:
+            return ImageTextParquet(rule, image)
+        case _:
+            return ImageTextJsonl(rule, image or "image", folder)
+
+
+def _suffix(url: str, known: tuple[str, ...], what: str) -> str:
+    name, compression = split_compression(url)
+    found = next((suffix for suffix in known if name.endswith(suffix)), None)
+    if found is None:
+        raise DataError(
+            f"{url}: its name does not say how to read {what}; known are {' '.join(known)}, and all but .parquet also with "
+            "one of .gz .zst .bz2 .xz after it"
+        )
+    if found in PARQUET_SUFFIXES and compression:
+        raise DataError(f"{url}: parquet is compressed within, and not read inside of {compression}; unpack it")
+    return found

@@ -1,0 +1,105 @@
+"""JSON objects out of lines: fast where a line is sound, and with the reason where it is not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+
+from megatron_vlm.data.quarantine import Reason
+from megatron_vlm.data.sources.unusable import Unusable
+
+
+def parse_object(content: bytes) -> dict[str, Any]:
+    """The object that `content` spells. Raises Unusable: broken JSON, text that is no UTF-8, or no object.
+
+    NaN, infinities and escaped halves of surrogate pairs are let through, as Python's own module writes them: they may be
+    in fields that nobody reads. Strings must be checked with `is_encodable` before they are used.
+    """
+    try:
+        value = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        value = _parse_leniently(content)
+    return as_object(value)
+
+
+def as_object(value: Any) -> dict[str, Any]:
+    """`value`, if it is an object. Raises Unusable."""
+    if not isinstance(value, dict):
+        raise Unusable(Reason.BROKEN_JSON, f"{kind_of(value)} where an object is expected")
+    return value
+
+
+def _parse_leniently(content: bytes) -> Any:
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise Unusable(Reason.INVALID_UNICODE, str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise Unusable(Reason.BROKEN_JSON, str(error)) from error
+
+
+def is_encodable(text: str) -> bool:
+    """Whether `text` is Unicode that can be written as UTF-8; JSON can spell lone surrogates, which cannot."""
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def kind_of(value: Any) -> str:
+    """What `value` is, in JSON's words, with its article."""
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
+
+
+def find_field(record: dict[str, Any], name: str) -> Any:
+    """The field `name` of an object; where it has none and the name has dots, what they lead to ("meta.text").
+
+    None where there is none.
+    """
+    if name in record or "." not in name:
+        return record.get(name)
+    value: Any = record
+    for part in name.split("."):
+        if not isinstance(value, dict):
+            return None
+        value = value.get(part)
+    return value
+
+
+def field_names(record: dict[str, Any]) -> str:
+    """The fields of an object, for a person."""
+    names = [repr(name) for name in record]
+    return ", ".join(names[:20] + (["..."] if len(names) > 20 else [])) or "none"
+
+
+def record_key(record: dict[str, Any]) -> str:
+    """What an object calls itself in its field "id"; "" where it does not."""
+    value = record.get("id")
+    if isinstance(value, str):
+        return value if is_encodable(value) else ""
+    return str(value) if type(value) is int else ""
+
+
+def document_text(record: dict[str, Any], key: str) -> str:
+    """The text in field `key`. Raises Unusable: it is missing, no string, empty, or no Unicode."""
+    text = find_field(record, key)
+    if text is None:
+        raise Unusable(Reason.MISSING_TEXT, f"no field {key!r}; it has {field_names(record)}")
+    return check_text(text, f"field {key!r}")
+
+
+def check_text(text: Any, where: str) -> str:
+    """`text`, if it is a string that says something. Raises Unusable, naming `where` it was."""
+    if not isinstance(text, str):
+        raise Unusable(Reason.MISSING_TEXT, f"{where} is {kind_of(text)}, not a string")
+    if not text or text.isspace():
+        raise Unusable(Reason.EMPTY_TEXT, f"{where} is empty")
+    if not is_encodable(text):
+        raise Unusable(Reason.INVALID_UNICODE, f"{where} has half of a surrogate pair")
+    return text

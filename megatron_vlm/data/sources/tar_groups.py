@@ -1,0 +1,114 @@
+"""The records of a WebDataset tar: runs of members that share a key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from megatron_vlm.data.quarantine import Reason
+from megatron_vlm.data.records import Unit
+from megatron_vlm.data.sources.decompression import Damaged
+from megatron_vlm.data.sources.json_values import is_encodable
+from megatron_vlm.data.sources.opening import open_decompressed
+from megatron_vlm.data.sources.splitting import LONGEST_PIECE
+from megatron_vlm.data.sources.tar_members import EndMissing, Kind, Member, TarMembers
+from megatron_vlm.data.sources.unusable import Unusable
+
+#: folder and name up to the first dot, then the suffix; no match for hidden files, like macOS's "._x.jpg"
+MEMBER_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
+
+
+@dataclass(slots=True)
+class Group:
+    """The members of one key.
+
+    Attributes:
+        key: their path up to the first dot of the file name.
+        offset: where the first one begins, in bytes of the decompressed tar.
+        parts: content by part, as `part_of` names it.
+        bytes_read: of the tar as it is stored, up to the end of the last one.
+        defect: what is wrong with one of them.
+        others: suffixes of members that were passed over.
+    """
+
+    key: str
+    offset: int
+    parts: dict[str, bytes] = field(default_factory=dict)
+    bytes_read: int = 0
+    defect: Unusable | None = None
+    others: list[str] = field(default_factory=list)
+
+
+class CutShort(Damaged):
+    """Damage to a tar, after `group` of which members may have been lost, if there is one."""
+
+    def __init__(self, detail: str, group: Group | None, offset: int) -> None:
+        super().__init__(detail)
+        self.group, self.offset = group, offset
+
+
+def read_groups(unit: Unit, part_of: Callable[[str], str | None], limit: int = LONGEST_PIECE) -> Iterator[Group]:
+    """Yield the groups of a tar in order.
+
+    Members without a key, hidden ones and folders are passed over, as are the ones whose suffix (all after the first dot of
+    the file name, in lower case) `part_of` gives no part; a key with none but these gives no group. A member that is a
+    link, a sparse file, of more than `limit` bytes, a second one of its part, or whose path leads out of the tar's folder,
+    is a defect of its group, and is not read.
+
+    Raises CutShort: the rest cannot be read.
+    """
+    group: Group | None = None
+    with open_decompressed(unit.url) as (stream, stored_bytes):
+        tar = TarMembers(stream)
+        try:
+            for member in tar:
+                match = MEMBER_NAME.fullmatch(member.name)
+                if match is None or member.kind is Kind.OTHER:
+                    continue
+                key, suffix = match[1], match[2].lower()
+                if group is not None and key != group.key:
+                    if group.parts or group.defect:
+                        yield group
+                    group = None
+                if group is None:
+                    group = Group(key, member.offset)
+                _add(group, tar, member, part_of(suffix), suffix, limit)
+                group.bytes_read = min(stored_bytes(), unit.size)
+        except EndMissing as error:  # members may be missing, but the ones that are there are whole
+            if group is not None and (group.parts or group.defect):
+                yield group
+            raise CutShort(str(error), None, tar.offset) from error
+        except Damaged as error:
+            raise CutShort(str(error), group, tar.offset) from error
+    if group is not None and (group.parts or group.defect):
+        yield group
+
+
+def _add(group: Group, tar: TarMembers, member: Member, part: str | None, suffix: str, limit: int) -> None:
+    if part is None:
+        group.others.append(suffix)
+        return
+    defect = _defect(group, member, part, limit)
+    if defect is None:
+        group.parts[part] = tar.content(member)
+    else:
+        group.defect = group.defect or defect
+
+
+def _defect(group: Group, member: Member, part: str, limit: int) -> Unusable | None:
+    name = member.name if is_encodable(member.name) else ascii(member.name)
+    if part in group.parts:
+        return Unusable(Reason.DUPLICATE_MEMBER, f"{name} is a second one under this key")
+    if name.startswith("/") or ".." in name.split("/"):
+        return Unusable(Reason.ESCAPING_PATH, f"{name} leads out of the tar's folder")
+    if member.kind is Kind.LINK:
+        return Unusable(Reason.ESCAPING_PATH, f"{name} is a link, and links are not followed")
+    if member.kind is Kind.FILE and member.size <= limit:
+        return None
+    what = "a sparse file, which is not read" if member.kind is Kind.SPARSE else f"of {member.size:,} bytes"
+    if part == "image":
+        reason = Reason.OVERSIZED_IMAGE if member.kind is Kind.FILE else Reason.MISSING_IMAGE
+    else:
+        reason = Reason.MISSING_TEXT
+    return Unusable(reason, f"{name} is {what}")
