@@ -25,18 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from megatron_vlm.cli.dataset_argument import byte_bar, dataset_prefix
+    from megatron_vlm.cli.dataset_argument import byte_bar, checked_workers, dataset_prefix
     from megatron_vlm.data import atomic_file
     from megatron_vlm.data.validation import bytes_to_read, validate_dataset
-    from megatron_vlm.errors import ConfigError
 
-    if args.workers is not None and args.workers < 1:
-        raise ConfigError(f"--workers is {args.workers}; at least one thread has to do the work")
+    workers = checked_workers(args.workers)
     reports = []
     for prefix in map(dataset_prefix, args.prefixes):
         with byte_bar(bytes_to_read(prefix, args.quick), prefix.name) as advance:
             options = {"quick": args.quick, "checksums": not args.no_checksums}
-            reports.append(validate_dataset(prefix, **options, workers=args.workers, advance=advance))
+            reports.append(validate_dataset(prefix, **options, workers=workers, advance=advance))
         print(reports[-1].describe(), flush=True)
     sound = all(report.sound for report in reports)
     if args.json is not None:

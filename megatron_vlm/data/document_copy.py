@@ -1,0 +1,256 @@
+"""Documents of finished datasets copied as they are into a new one, with what is known of their sequences.
+
+The .bin is copied in runs of documents that lie one after another, so a whole dataset is one copy inside the kernel. The
+columns of the .idx are written part by part: memory does not grow with the number of documents.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_vlm.data import atomic_file
+from megatron_vlm.data.byte_copy import ByteCopier
+from megatron_vlm.data.checksums import describe_checksums, file_digests
+from megatron_vlm.data.indexed_format import (
+    CODE_OF_DTYPE,
+    HEADER,
+    IMAGE_MODE,
+    MAGIC,
+    VERSION,
+    IndexedPaths,
+    dataset_paths,
+)
+from megatron_vlm.data.indexed_reader import IndexedReader
+from megatron_vlm.data.indexed_writer import _refuse_foreign_metadata
+from megatron_vlm.data.picture_size import picture_size
+from megatron_vlm.data.sequence_facts import open_sequence_facts
+from megatron_vlm.errors import DataError
+
+_DOCUMENTS = 1 << 16  # whose sequences are in memory at a time
+
+Advance = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Documents of one dataset, in the order in which they are to be copied.
+
+    Attributes:
+        reader: the dataset.
+        documents: their numbers, int64[d] ascending, or a range.
+    """
+
+    reader: IndexedReader
+    documents: npt.NDArray[np.int64] | range
+
+    @classmethod
+    def everything(cls, reader: IndexedReader) -> Selection:
+        """All documents of a dataset."""
+        return cls(reader, range(reader.document_count))
+
+    def parts(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """For some documents at a time: the sequences of each (their number, int64[d]), and which these are (int64[s])."""
+        starts = self.reader.document_indices
+        for at in range(0, len(self.documents), _DOCUMENTS):
+            documents = np.asarray(self.documents[at : at + _DOCUMENTS], np.int64)
+            first, counts = starts[documents], starts[documents + 1] - starts[documents]
+            before = np.cumsum(counts) - counts
+            yield counts, np.repeat(first - before, counts) + np.arange(int(counts.sum()))
+
+
+@dataclass(frozen=True)
+class CopyCounts:
+    """What is in some selections together; `tokens` are those of text, `data_bytes` the size of the .bin."""
+
+    documents: int
+    sequences: int
+    tokens: int
+    images: int
+    data_bytes: int
+
+
+def count_selected(selections: Sequence[Selection]) -> CopyCounts:
+    """One pass over the index of the selected documents. Raises DataError where an index is damaged."""
+    documents = sequences = tokens = images = size = 0
+    for selection in selections:
+        reader = selection.reader
+        reader.verify()
+        documents += len(selection.documents)
+        for _, numbers in selection.parts():
+            lengths, pictures = reader.sequence_lengths[numbers], reader.modes[numbers] == IMAGE_MODE
+            total = int(lengths.sum(dtype=np.int64))
+            sequences += len(numbers)
+            images += int(pictures.sum())
+            tokens += int(lengths[~pictures].sum(dtype=np.int64))
+            size += total * reader.dtype.itemsize
+    return CopyCounts(documents, sequences, tokens, images, size)
+
+
+def copy_documents(
+    output: Path | str,
+    selections: Sequence[Selection],
+    counts: CopyCounts,
+    metadata: Mapping[str, Any],
+    *,
+    quarantine: Sequence[Path] = (),
+    workers: int | None = None,
+    advance: Advance | None = None,
+) -> dict[str, Any]:
+    """Write a dataset of the selected documents; all of it, or nothing.
+
+    Args:
+        output: prefix of the new dataset, which replaces one that is there.
+        selections: of datasets that agree in dtype and in whether they are multimodal.
+        counts: `count_selected` of them.
+        metadata: for NAME.json, but for the checksums, which are made here.
+        quarantine: .quarantine.jsonl files that are put together into the new one; missing ones are passed over.
+        workers: threads that hash; the cores by default.
+        advance: called with numbers of bytes that add up to `counts.data_bytes` twice: written, then hashed.
+
+    Returns:
+        What NAME.json says.
+
+    Raises:
+        DataError: `output` is one of the datasets that are read, its NAME.json belongs to something else, an index is
+            damaged, or the disk is full or otherwise fails.
+    """
+    paths = dataset_paths(output)
+    _refuse_own_input(paths, selections)
+    _refuse_foreign_metadata(paths.metadata)
+    finals = (paths.data, paths.sequences, paths.quarantine, paths.metadata, paths.index)
+    try:
+        paths.data.parent.mkdir(parents=True, exist_ok=True)
+        _write_data(atomic_file.partial_path(paths.data), selections, advance)
+        with open(atomic_file.partial_path(paths.index), "wb") as index:
+            _write_index(index, selections, counts)
+        facts = _write_facts(atomic_file.partial_path(paths.sequences), selections, counts)
+        rejected = _join(atomic_file.partial_path(paths.quarantine), quarantine)
+        digests = {
+            "bin": file_digests(atomic_file.partial_path(paths.data), workers=workers, advance=advance),
+            "idx": file_digests(atomic_file.partial_path(paths.index), workers=workers),
+        }
+        if facts:
+            digests["sequences"] = file_digests(atomic_file.partial_path(paths.sequences), workers=workers)
+        known = {**metadata, "checksums": describe_checksums(digests)}
+        # From here until the last rename there is no dataset at this name, rather than half of two of them.
+        paths.index.unlink(missing_ok=True)
+        atomic_file.commit(paths.data)
+        for final, written in ((paths.sequences, facts), (paths.quarantine, rejected)):
+            if written:
+                atomic_file.commit(final)
+            else:
+                final.unlink(missing_ok=True)  # it described the dataset that was here before
+        atomic_file.write_text(paths.metadata, json.dumps(known, indent=2, ensure_ascii=False) + "\n")
+        atomic_file.commit(paths.index)
+    except BaseException as error:
+        for final in finals:
+            atomic_file.discard(final)
+        if isinstance(error, OSError):
+            raise DataError(f"{paths.data} cannot be written: {error}; free some space, or choose another output") from error
+        raise
+    return known
+
+
+def _refuse_own_input(paths: IndexedPaths, selections: Sequence[Selection]) -> None:
+    for selection in selections:
+        given = dataset_paths(selection.reader.prefix)
+        if paths.data.exists() and paths.data.samefile(given.data):
+            raise DataError(f"{paths.data} is read here and cannot be written at the same time: choose another output")
+
+
+def _write_data(partial: Path, selections: Sequence[Selection], advance: Advance | None) -> None:
+    target = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        for selection in selections:
+            reader = selection.reader
+            with ByteCopier(dataset_paths(reader.prefix).data, reader.data, target, advance) as copier:
+                for _, numbers in selection.parts():
+                    for start, stop in _byte_runs(reader, numbers):
+                        copier.append(start, stop)
+    finally:
+        os.close(target)
+
+
+def _byte_runs(reader: IndexedReader, sequences: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """The bytes of some sequences, in order, those that lie one after another taken together."""
+    if not len(sequences):
+        return
+    starts = reader.sequence_pointers[sequences]
+    stops = starts + reader.sequence_lengths[sequences] * np.int64(reader.dtype.itemsize)
+    cuts = np.flatnonzero(starts[1:] != stops[:-1])
+    firsts, lasts = np.concatenate([starts[:1], starts[cuts + 1]]), np.concatenate([stops[cuts], stops[-1:]])
+    yield from zip(firsts.tolist(), lasts.tolist(), strict=True)
+
+
+def _write_index(index: BinaryIO, selections: Sequence[Selection], counts: CopyCounts) -> None:
+    dtype = selections[0].reader.dtype
+    multimodal = any(selection.reader.multimodal for selection in selections)
+    index.write(HEADER.pack(MAGIC, VERSION, CODE_OF_DTYPE[dtype], counts.sequences, counts.documents + 1))
+
+    def each() -> Iterator[tuple[IndexedReader, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        for selection in selections:
+            for per_document, numbers in selection.parts():
+                yield selection.reader, per_document, numbers
+
+    for reader, _, numbers in each():
+        index.write(reader.sequence_lengths[numbers].astype("<i4").tobytes())
+    end = 0
+    for reader, _, numbers in each():
+        ends = end + np.cumsum(reader.sequence_lengths[numbers] * np.int64(dtype.itemsize))
+        index.write(np.concatenate([[end], ends])[:-1].astype("<i8").tobytes())
+        end = int(ends[-1]) if len(ends) else end
+    index.write(np.zeros(1, "<i8").tobytes())
+    end = 0
+    for _, per_document, _ in each():
+        ends = end + np.cumsum(per_document)
+        index.write(ends.astype("<i8").tobytes())
+        end = int(ends[-1])
+    if multimodal:
+        for reader, _, numbers in each():
+            index.write(reader.modes[numbers].tobytes())
+
+
+def _write_facts(partial: Path, selections: Sequence[Selection], counts: CopyCounts) -> bool:
+    """The sidecar, where any of the datasets has one; whether it was written. Rows that are missing are made."""
+    known = [open_sequence_facts(selection.reader.prefix, selection.reader.sequence_count) for selection in selections]
+    if all(facts is None for facts in known):
+        return False
+    header = io.BytesIO()
+    shape = (counts.sequences, 2)
+    np.lib.format.write_array_header_1_0(header, {"descr": "<i4", "fortran_order": False, "shape": shape})
+    with open(partial, "wb") as stream:
+        stream.write(header.getvalue())
+        for selection, facts in zip(selections, known, strict=True):
+            for _, numbers in selection.parts():
+                rows = _made_facts(selection.reader, numbers) if facts is None else np.asarray(facts[numbers])
+                stream.write(rows.astype("<i4").tobytes())
+    return True
+
+
+def _made_facts(reader: IndexedReader, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """Text is learnt; a picture is as large as its header says, (0, 0) where that says nothing."""
+    rows = np.zeros((len(sequences), 2), np.int32)
+    pictures = reader.modes[sequences] == IMAGE_MODE
+    rows[~pictures, 0] = 1
+    for row in np.flatnonzero(pictures).tolist():
+        rows[row] = picture_size(reader.image_bytes(int(sequences[row]))) or (0, 0)
+    return rows
+
+
+def _join(partial: Path, files: Sequence[Path]) -> bool:
+    """Files one after another; whether there was any."""
+    found = [file for file in files if file.is_file()]
+    if found:
+        with open(partial, "wb") as stream:
+            for file in found:
+                stream.writelines(file.open("rb"))
+    return bool(found)
