@@ -36,34 +36,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from megatron_vlm.data.image_text_sources import read_image_text_tar
-    from megatron_vlm.data.input_files import expand_inputs
+    from megatron_vlm.data.captions import CaptionChoice
     from megatron_vlm.data.quarantine import Rejection
-    from megatron_vlm.data.text_sources import read_text_file
+    from megatron_vlm.data.records import Text
+    from megatron_vlm.data.sources.choose import image_text_source, text_source
+    from megatron_vlm.data.sources.opening import expand_inputs
+    from megatron_vlm.data.sources.reading import read_file
     from megatron_vlm.data.tokenizer_training import train_bpe
     from megatron_vlm.errors import ConfigError
 
     if not args.text and not args.image_text:
         raise ConfigError("there is nothing to train on: give --text, --image-text or both")
-    text_files, tars = expand_inputs(args.text), expand_inputs(args.image_text)
+    files = [(text_source(file.url, args.key), file) for file in expand_inputs(args.text)]
+    for file in expand_inputs(args.image_text):
+        files.append((image_text_source(file.url, captions=args.caption_key, choice=CaptionChoice.ALL), file))
     texts = rejected = 0
 
     def every_text() -> Iterator[str]:
         nonlocal texts, rejected
-        for file in text_files:
-            for record in read_text_file(file, args.key):
+        for source, file in files:
+            for record in read_file(source, file):
                 if isinstance(record, Rejection):
                     rejected += 1
-                else:
-                    texts += 1
-                    yield record.text
-        for file in tars:
-            for picture in read_image_text_tar(file, args.caption_key):
-                if isinstance(picture, Rejection):
-                    rejected += 1
-                else:
-                    texts += len(picture.captions)
-                    yield from picture.captions
+                    continue
+                for document in record.documents:
+                    for part in document:
+                        if isinstance(part, Text):
+                            texts += 1
+                            yield part.text
 
     tokenizer = train_bpe(every_text(), args.vocab_size, min_frequency=args.min_frequency, show_progress=sys.stderr.isatty())
     path = tokenizer.save(args.output)

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_vlm.data.image_text_sources import PictureRecord, read_image_text_tar
 from megatron_vlm.data.pictures import decode_picture
+from megatron_vlm.data.quarantine import Rejection
+from megatron_vlm.data.records import Picture, Text
+from megatron_vlm.data.sources.choose import image_text_source
+from megatron_vlm.data.sources.opening import InputFile
+from megatron_vlm.data.sources.reading import read_file
 from megatron_vlm.errors import DataError
 from megatron_vlm.evaluation.scorer import Scorer
 from megatron_vlm.ops.assemble import MODALITY_CAPTION, Segment
@@ -47,29 +51,39 @@ class Naming:
     error: float
 
 
+@dataclass(frozen=True)
+class _Named:
+    key: str
+    image: bytes
+    name: str
+
+
 def _rank(seed: int, *parts: str) -> bytes:
     return hashlib.sha256("\x00".join((str(seed), *parts)).encode()).digest()
 
 
-def make_questions(tars: Sequence[Path], name_key: str = "name", seed: int = 0, limit: int = 0) -> list[Question]:
+def make_questions(tars: Sequence[InputFile], name_key: str = "name", seed: int = 0, limit: int = 0) -> list[Question]:
     """One question a picture: its own name among three others of the same files, drawn and placed by a hash.
 
     Raises:
         DataError: a record without a usable picture or name, or fewer than four names.
     """
-    records: list[PictureRecord] = []
+    records: list[_Named] = []
     for tar in tars:
-        for record in read_image_text_tar(tar, caption_key=name_key):
-            if not isinstance(record, PictureRecord):
+        for record in read_file(image_text_source(tar.url, captions=name_key), tar):
+            if isinstance(record, Rejection):
                 raise DataError(f"{record.file}, {record.key}: {record.reason}: {record.detail}")
-            records.append(record)
-    names = sorted({record.captions[0] for record in records})
+            picture, name = record.documents[0]
+            assert isinstance(picture, Picture)
+            assert isinstance(name, Text)
+            records.append(_Named(record.key, picture.encoded, name.text))
+    names = sorted({record.name for record in records})
     if len(names) < CHOICES:
-        raise DataError(f"{tars[0]}: naming needs {CHOICES} different names, and there are {len(names)}")
+        raise DataError(f"{tars[0].url}: naming needs {CHOICES} different names, and there are {len(names)}")
     records.sort(key=lambda record: _rank(seed, record.key))
     questions = []
     for record in records[: limit or None]:
-        own = record.captions[0]
+        own = record.name
         others = sorted((n for n in names if n != own), key=lambda name: _rank(seed, record.key, name))
         choices = sorted([own, *others[: CHOICES - 1]], key=lambda name: _rank(seed, "place", record.key, name))
         questions.append(Question(record.key, record.image, tuple(choices), choices.index(own)))

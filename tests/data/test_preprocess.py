@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_vlm.data import dataset_build
+from megatron_vlm.data.building import build, worker
+from megatron_vlm.data.building.options import BuildOptions
 from megatron_vlm.data.captions import CaptionChoice
 from megatron_vlm.data.indexed_reader import IndexedReader
-from megatron_vlm.data.input_files import file_sha256
 from megatron_vlm.data.preprocess import preprocess_image_text, preprocess_text
+from megatron_vlm.data.sequence_facts import open_sequence_facts
+from megatron_vlm.data.sources.opening import file_sha256
 from megatron_vlm.data.tokenizer import Tokenizer
 from megatron_vlm.errors import ConfigError, DataError
 
@@ -70,6 +72,9 @@ def test_a_picture_document_is_its_bytes_and_its_caption(
         assert last[-1] == tokenizer.eod_id
         assert tokenizer.image_token_id not in last
     assert summary.metadata == reader.metadata
+    facts = open_sequence_facts(reader.prefix, reader.sequence_count)
+    assert facts is not None
+    assert facts.tolist() == [[17, 31], [1, 0]] * 3
 
 
 def test_metadata_and_quarantine(tars: list[Path], tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -86,7 +91,7 @@ def test_metadata_and_quarantine(tars: list[Path], tokenizer: Tokenizer, tmp_pat
         {
             "path": str(tar),
             "bytes": tar.stat().st_size,
-            "sha256": file_sha256(tar),
+            "sha256": file_sha256(str(tar)),
             "records": records,
             "documents": documents,
             "quarantined": quarantined,
@@ -109,10 +114,10 @@ def test_caption_choices(tars: list[Path], tokenizer: Tokenizer, tmp_path: Path)
             names(tars[:1]),
             tmp_path / "d",
             tokenizer,
-            caption_key="caption",
+            captions="caption",
             caption_choice=choice,
             seed=seed,
-            append_eod=False,
+            options=BuildOptions(append_eod=False),
         )
         return texts(tmp_path / "d", tokenizer)
 
@@ -131,15 +136,17 @@ def test_bytes_depend_on_neither_workers_nor_batches(
 ) -> None:
     def everything(folder: str, workers: int) -> dict[str, bytes]:
         preprocess_image_text(names(tars), tmp_path / folder / "d", tokenizer, workers=workers)
+        assert not (tmp_path / folder / "d.parts").exists()
         return {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
 
     first = everything("a", 1)
-    assert sorted(first) == ["d.bin", "d.idx", "d.json", "d.quarantine.jsonl"]
+    assert sorted(first) == ["d.bin", "d.idx", "d.json", "d.quarantine.jsonl", "d.sequences.npy"]
     assert everything("b", 1) == first
-    monkeypatch.setattr(dataset_build, "BATCH_RECORDS", 1)
-    assert everything("c", 5) == first
-    monkeypatch.setattr(dataset_build, "BATCH_RECORDS", 2)
-    assert everything("d", 3) == first
+    monkeypatch.setattr(build, "PROCESS_BYTES", 1)
+    assert everything("c", 2) == first
+    for records in (1, 2):
+        monkeypatch.setattr(worker, "BATCH_RECORDS", records)
+        assert everything(f"d{records}", 1) == first
 
 
 @pytest.mark.parametrize("damaged", [True, False])
@@ -147,38 +154,28 @@ def test_strict_stops_at_the_first_defect_and_leaves_nothing(
     tars: list[Path], tokenizer: Tokenizer, tmp_path: Path, damaged: bool
 ) -> None:
     inputs = names(tars if damaged else tars[1:])
-    expected = r"shard-0\.tar, record '1': undecodable_image" if damaged else r"shard-1\.tar, record '3': failed"
+    expected = r"shard-0\.tar, record 2 \(1\): undecodable_image" if damaged else r"shard-1\.tar, record 1 \(3\): failed"
     with pytest.raises(DataError, match=expected):
-        preprocess_image_text(inputs, tmp_path / "out" / "d", tokenizer, strict=True)
-    assert list((tmp_path / "out").iterdir()) == []
+        preprocess_image_text(inputs, tmp_path / "out" / "d", tokenizer, options=BuildOptions(strict=True))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["d.parts"]
+    preprocess_image_text(inputs, tmp_path / "out" / "d", tokenizer)
 
 
 def test_a_run_that_would_write_nothing_is_an_error(make_tar: MakeTar, tokenizer: Tokenizer, tmp_path: Path) -> None:
     bad = make_tar("bad.tar", [("7.png", b"not a picture"), ("7.txt", b"t")])
     empty = make_tar("empty.tar", [])
-    with pytest.raises(DataError, match=r"no record can be used \(1 undecodable_image\).*bad\.tar, record '7'"):
+    with pytest.raises(DataError, match=r"no record can be used \(1 undecodable_image\).*bad\.tar, record 1 '7'"):
         preprocess_image_text([str(bad)], tmp_path / "out" / "d", tokenizer)
-    with pytest.raises(DataError, match=r"empty\.tar .*hold no records"):
+    with pytest.raises(DataError, match=r"empty\.tar holds no records"):
         preprocess_image_text([str(empty)], tmp_path / "out" / "d", tokenizer)
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_an_interrupted_run_leaves_nothing(
-    tars: list[Path], tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("megatron_vlm.data.preprocess.find_defect", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        preprocess_image_text(names(tars), tmp_path / "out" / "d", tokenizer)
     assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("append_eod", [True, False])
 def test_a_text_document_is_one_sequence(tokenizer: Tokenizer, tmp_path: Path, append_eod: bool) -> None:
     (tmp_path / "t.jsonl").write_text('{"text": "a red <|endoftext|> square"}\n{"text": ""}\n{"text": "blue"}\n')
-    preprocess_text([str(tmp_path / "*.jsonl")], tmp_path / "d", tokenizer, append_eod=append_eod)
+    options = BuildOptions(append_eod=append_eod)
+    preprocess_text([str(tmp_path / "*.jsonl")], tmp_path / "d", tokenizer, options=options)
     reader = IndexedReader(tmp_path / "d")
     assert not reader.multimodal
     assert reader.dtype == np.uint16
@@ -192,13 +189,19 @@ def test_a_text_document_is_one_sequence(tokenizer: Tokenizer, tmp_path: Path, a
 
 
 def test_workers_below_one_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("a red square")
     with pytest.raises(ConfigError, match="workers is 0"):
-        preprocess_text(["x"], tmp_path / "d", tokenizer, workers=0)
+        preprocess_text([str(tmp_path / "t.txt")], tmp_path / "d", tokenizer, workers=0)
 
 
 def test_progress_is_drawn_when_asked_for(
-    tars: list[Path], tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tars: list[Path],
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("megatron_vlm.data.building.progress.LOG_SECONDS", 0.0)
     preprocess_image_text(names(tars), tmp_path / "d", tokenizer, show_progress=True)
     drawn = capsys.readouterr().err
     assert "documents/s" in drawn

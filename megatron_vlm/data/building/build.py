@@ -37,6 +37,7 @@ from megatron_vlm.errors import ConfigError, DataError
 UNIT_BYTES = 32 << 20  # of a file that can be cut; part of a job's identity, as its parts are
 FORMAT = 1  # of the parts: another number makes old ones useless
 POLL_SECONDS = 0.2
+PROCESS_BYTES = 8 << 20  # of sources that make up for the second in which a process starts
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,8 @@ def _do_units(
         else:
             progress.already(unit.size, part.counts.documents, part.counts.tokens)
     urls = list(dict.fromkeys(f.file.url for f in job.files))
-    processes = min(workers, max(len(todo), 1))
+    worthwhile = -(-sum(unit.size for _, _, unit in todo) // PROCESS_BYTES)
+    processes = max(1, min(workers, len(todo), worthwhile))
     threads = max(1, workers // processes)
     about = worker.WorkerJob(folder, job.tokenizer, job.options, job.dtype.str, parallel=threads > 1)
     if processes == 1:
@@ -201,6 +203,7 @@ def _put_together(
     assembly = Assembly(job.prefix, job.dtype, job.multimodal, job.options)
     try:
         if not any(part.counts.documents for part in parts):
+            shutil.rmtree(parts_folder(job.prefix))
             raise DataError(_nothing_left(job, parts))
         progress.writing(sum(part.counts.bytes for part in parts))
         kept = assembly.add_all(parts, progress.wrote)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from megatron_vlm.data.captions import CaptionChoice
 from megatron_vlm.data.records import Source
@@ -58,7 +59,7 @@ def image_text_source(
 
     Args:
         captions: the field that holds the caption, or the weights of several, of which one is drawn for each record; as the
-            format names its fields: "txt" or "json:caption" of a tar, a column of a .parquet, a field of a .jsonl. By
+            format names its fields: "txt" or "caption" (of the .json, or "syn.json:caption") of a tar, a column of a .parquet, a field of a .jsonl. By
             default what is common in the format.
         choice: what to do with a list of captions.
         seed: seeds what is drawn.
@@ -72,11 +73,16 @@ def image_text_source(
     rule = caption_rule(captions, choice, seed)
     match _suffix(url, (*JSON_SUFFIXES, *PARQUET_SUFFIXES, *TAR_SUFFIXES), "captioned pictures"):
         case suffix if suffix in TAR_SUFFIXES:
-            return ImageTextTar(rule)
+            return ImageTextTar(replace(rule, fields=tuple((_tar_field(name), weight) for name, weight in rule.fields)))
         case suffix if suffix in PARQUET_SUFFIXES:
             return ImageTextParquet(rule, image)
         case _:
             return ImageTextJsonl(rule, image or "image", folder)
+
+
+def _tar_field(name: str) -> str:
+    """As `ImageTextTar` names it: "caption" is of the .json, unless it is a text member's suffix."""
+    return name if ":" in name or name.rpartition(".")[2] == "txt" else f"json:{name}"
 
 
 def _suffix(url: str, known: tuple[str, ...], what: str) -> str:

@@ -13,7 +13,7 @@ from megatron_vlm.data.records import Document, Part, Picture, Record, Text, Uni
 from megatron_vlm.data.sources.defect import Defect
 from megatron_vlm.data.sources.picture_store import PictureNaming, PictureStore, read_picture
 from megatron_vlm.data.sources.row_files import read_rows, record_key, row_units
-from megatron_vlm.data.text_sources import is_encodable
+from megatron_vlm.data.sources.json_values import is_encodable
 from megatron_vlm.errors import ConfigError
 
 KEY_FIELDS = ("id", "url", "document_url")

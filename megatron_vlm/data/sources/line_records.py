@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import orjson
 
-from megatron_vlm.data.compressed_lines import CHUNK, DAMAGE, _ZstdFrames
 from megatron_vlm.data.quarantine import Reason
 from megatron_vlm.data.records import Unit
+from megatron_vlm.data.sources.decompression import Damaged, split_compression
 from megatron_vlm.data.sources.defect import Defect
+from megatron_vlm.data.sources.opening import open_decompressed, open_input
 
 __all__ = [
     "DAMAGE",
@@ -29,16 +28,19 @@ __all__ = [
     "read_lines",
 ]
 
+CHUNK = 1 << 18
+#: what reading a damaged file raises
+DAMAGE: tuple[type[Exception], ...] = (Damaged, OSError, EOFError)
 LONGEST_LINE = 1 << 28  # bytes; a longer line is passed over rather than taken into memory
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A file being read: `stream` gives the decompressed bytes, `raw` the ones that are stored."""
+    """A file being read: `stream` gives the decompressed bytes, `stored_bytes` tells how many of the stored ones were read."""
 
     stream: BinaryIO
-    raw: BinaryIO
+    stored_bytes: Callable[[], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +56,19 @@ class Line:
 
 
 def is_compressed(url: str) -> bool:
-    return url.endswith((".gz", ".zst"))
+    return bool(split_compression(url)[1])
 
 
 def open_plain(url: str) -> BinaryIO:
     """The stored bytes of a local file, or of what fsspec opens. Raises OSError."""
-    if "://" in url:
-        import fsspec
-
-        return cast(BinaryIO, fsspec.open(url, "rb").open())
-    return open(url, "rb")
+    return open_input(url)
 
 
 @contextmanager
 def open_file(url: str) -> Iterator[Opened]:
-    """Open a .gz, .zst or any other (plain) file. Reading raises one of `DAMAGE` where compressed data is corrupt or ends
-    early."""
-    with open_plain(url) as raw:
-        stream: Any = raw
-        if url.endswith(".gz"):
-            stream = gzip.GzipFile(fileobj=raw)
-        elif url.endswith(".zst"):
-            stream = io.BufferedReader(_ZstdFrames(raw), CHUNK)
-        yield Opened(stream, raw)
+    """Open a compressed or plain file. Reading raises one of `DAMAGE` where compressed data is corrupt or ends early."""
+    with open_decompressed(url) as (stream, stored_bytes):
+        yield Opened(stream, stored_bytes)
 
 
 def line_units(url: str, size: int, target: int) -> list[Unit]:
@@ -107,7 +99,7 @@ def read_lines(unit: Unit) -> Iterator[Line]:
             overlong = len(content) > LONGEST_LINE and not content.endswith(b"\n")
             if overlong:
                 at += _skip_line(opened.stream)
-            done = min(unit.size, opened.raw.tell() if whole else at - unit.start)
+            done = min(unit.size, opened.stored_bytes() if whole else at - unit.start)
             if overlong:
                 yield Line(None, offset, done)
                 continue

@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from megatron_vlm.data.input_files import expand_inputs
+from megatron_vlm.data.sources.opening import expand_inputs
 from megatron_vlm.data.quarantine import Reason
 from megatron_vlm.data.sources.defect import Defect
 from megatron_vlm.data.sources.line_records import open_plain
@@ -184,7 +184,7 @@ def picture_store(
         raise ConfigError(f"pictures: {odd[0]} is no .tar as the others are; give tars or one folder")
     tars: list[str] = []
     for place in places:
-        tars += [place] if "://" in place else [str(path) for path in expand_inputs([place])]
+        tars += [place] if "://" in place else [file.url for file in expand_inputs([place])]
     return TarPictures(tuple(dict.fromkeys(tars)), TarNames(names))
 
 

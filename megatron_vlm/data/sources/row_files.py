@@ -92,7 +92,7 @@ def _line_texts(unit: Unit) -> Iterator[tuple[bytes | None, int, int]]:
 def _array_texts(unit: Unit) -> Iterator[tuple[bytes, int, int]]:
     with open_file(unit.url) as opened:
         for offset, text in read_json_array(opened.stream.read):
-            yield text, offset, min(unit.size, opened.raw.tell())
+            yield text, offset, min(unit.size, opened.stored_bytes())
 
 
 def _is_array(url: str, check: bool = False) -> bool:
