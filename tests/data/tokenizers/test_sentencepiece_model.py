@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,28 @@ def test_saving_and_pickling_keep_everything(make_model: MakeModel, tmp_path: Pa
         assert copy.description() == ours.description()
         assert copy.encode("a <picture>") == ours.encode("a <picture>")
     assert ours.fingerprint != Tokenizer.load(make_model(**LLAMA)).fingerprint
+
+
+def test_tokens_that_files_beside_it_add(make_model: MakeModel, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(make_model(**LLAMA).read_bytes())
+    (tmp_path / "added_tokens.json").write_text('{"</s>": 2, "<image>": 600, "<pad>": 601, "<|im_start|>": 605}')
+    ours = Tokenizer.load(tmp_path)
+    assert (ours.eod_id, ours.image_token_id, ours.pad_id, ours.vocab_size) == (2, 600, 601, 606)
+    assert ours.special_id("<|im_start|>") == 605
+    assert max(ours.encode("<image><|im_start|>")) < 600
+    assert ours.encode_flat(["<image>"])[0].tolist() == ours.encode("<image>")
+    assert ours.flat_backend == "gigatoken"
+    for copy in (Tokenizer.load(ours.save(tmp_path / "saved")), pickle.loads(pickle.dumps(ours))):
+        assert (copy.description(), copy.special_id("<|im_start|>")) == (ours.description(), 605)
+    config = {"added_tokens_decoder": {"600": {"content": "<|fim|>", "special": True}}, "eos_token": "<|fim|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    other = Tokenizer.load(tmp_path)
+    assert (other.special_id("<|fim|>"), other.image_token_id) == (600, 601)
+    assert other.special_names.eod == "</s>", "the usual names come first"
+    (tmp_path / "added_tokens.json").write_text('{"<image>": 5}')
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(DataError, match="have ids that are taken"):
+        Tokenizer.load(tmp_path)
 
 
 def test_gigatoken_is_refused_where_it_differs(make_model: MakeModel) -> None:
