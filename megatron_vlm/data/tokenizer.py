@@ -109,7 +109,7 @@ class Tokenizer:
             eod, image, pad, backend: as of the constructor.
             pattern: of a rank file, how it splits text: "r50k", "p50k", "cl100k", "o200k", "gpt2", "qwen" or a regular
                 expression; by default its file name tells.
-            special_tokens: of a rank file, names and ids.
+            special_tokens: of a rank file or a SentencePiece model, names and ids of those that it does not hold.
 
         Raises DataError when there is none, or when it is not in its format.
         """

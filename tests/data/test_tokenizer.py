@@ -6,6 +6,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given
@@ -17,6 +18,7 @@ from megatron_vlm.data.tokenizer_training import train_bpe
 from megatron_vlm.errors import ConfigError, DataError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+BUNDLED = Path(__file__).parents[2] / "examples" / "sample_data" / "tokenizer"
 SPELT = st.lists(st.one_of(TEXT, st.sampled_from(SPECIAL_TOKENS))).map("".join)
 
 
@@ -46,6 +48,49 @@ def test_special_ids(tokenizer: Tokenizer) -> None:
     assert (tokenizer.eod_id, tokenizer.image_token_id, tokenizer.pad_id) == (0, 1, 2)
     assert tokenizer.decode([0, 1, 2]) == "<|endoftext|><image><|pad|>"
     assert max(id for id in tokenizer.encode("a red square")) < tokenizer.vocab_size <= 300
+
+
+def test_the_bundled_tokenizer_stays_what_it_is() -> None:
+    """Datasets that were made with it say so by this fingerprint."""
+    bundled = Tokenizer.load(BUNDLED)
+    assert bundled.fingerprint == "d744a56672023e91cdb9213a3d069cf593d636cc25c42f18e4b130c8447da8c0"
+    assert bundled.description() == {
+        "form": "tokenizer.json",
+        "fingerprint": bundled.fingerprint,
+        "vocab_size": 4096,
+        "special_tokens": {
+            "eod": {"token": "<|endoftext|>", "id": 0},
+            "image": {"token": "<image>", "id": 1},
+            "pad": {"token": "<|pad|>", "id": 2},
+        },
+    }
+    assert bundled.encode("a red square <image>") == [67, 2263, 2632, 551, 223, 30, 326, 600, 32]
+
+
+def test_special_tokens_can_be_chosen_and_are_part_of_the_fingerprint(foreign: tokenizers.Tokenizer) -> None:
+    definition = foreign.to_str()
+    plain, spelt = Tokenizer(definition), Tokenizer(definition, eod="<|endoftext|>", image="<image>", pad="<|pad|>")
+    assert plain.fingerprint == spelt.fingerprint
+    chosen = Tokenizer(definition, eod="<s>", image="<picture>")
+    assert (chosen.eod_id, chosen.image_token_id, chosen.pad_id) == (3, 8, 9)
+    assert chosen.fingerprint != plain.fingerprint
+    assert chosen.special_id("<s>") == 3
+    assert pickle.loads(pickle.dumps(chosen)).description() == chosen.description()
+    with pytest.raises(DataError, match=r"no special token '<pictures>'; it has '<picture>'"):
+        chosen.special_id("<pictures>")
+    with pytest.raises(DataError, match="must be three tokens"):
+        Tokenizer(definition, pad="<|endoftext|>")
+    with pytest.raises(DataError, match="'rust' is no backend"):
+        Tokenizer(definition, backend="rust")  # type: ignore[arg-type]
+
+
+@given(texts=st.lists(SPELT))
+def test_flat_ids_are_those_of_each_text(tokenizer: Tokenizer, texts: list[str]) -> None:
+    flat, offsets = tokenizer.encode_flat(texts)
+    assert flat.dtype == np.uint32
+    assert offsets.dtype == np.int64
+    assert [flat[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)] == tokenizer.encode_batch(texts)
+    assert tokenizer.flat_backend == "gigatoken"
 
 
 def test_saving_loading_and_pickling_keep_everything(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from megatron_vlm.errors import DataError
 SETTINGS = "tokenizer_settings.json"
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
+ADDED_TOKENS = "added_tokens.json"
 
 #: main files, in the order in which a folder is searched for one
 _NAMES = (
@@ -50,7 +51,8 @@ def find(path: Path, pattern: str | None = None, special_tokens: Mapping[str, in
             them, with vocab.json and merges.txt of GPT-2, or with a single file of one of the forms.
         pattern: for a rank file: a key of PATTERNS or a regular expression; by default what the settings file says, or the
             file's name.
-        special_tokens: for a rank file: names and ids; by default as `pattern`.
+        special_tokens: for a rank file or a SentencePiece model: names and ids of those that it does not hold; by default
+            what the settings file says, what tokenizer_config.json or added_tokens.json list, or a rank file's name tells.
 
     Raises:
         DataError: there is none, it cannot be read, or a rank file's pattern is not known.
@@ -65,7 +67,7 @@ def find(path: Path, pattern: str | None = None, special_tokens: Mapping[str, in
     elif tiktoken_ranks.looks_like_ranks(content):
         definition = _ranks(file, content, pattern, special_tokens, settings, config)
     elif file.suffix == ".model":
-        definition = SentencePieceDefinition(content)
+        definition = SentencePieceDefinition(content, _special(file, special_tokens, settings, config) or ())
     elif file.suffix == ".tiktoken":
         raise DataError(f"{file} is not a tiktoken rank file: its first line is not a token in base64 and its rank")
     else:
@@ -149,18 +151,27 @@ def _ranks(
             f"{', '.join(PATTERNS)}; give pattern=, one of these or a regular expression, or write it into "
             f'{SETTINGS} beside it: {{"pattern": "cl100k", "special_tokens": {{"<|endoftext|>": 100257}}}}'
         )
-    special = special_tokens
+    special = _special(file, special_tokens, settings, config)
     if special is None:
-        special = settings.get("special_tokens")
-    if special is None and config.get("added_tokens_decoder"):
-        special = {str(token["content"]): int(i) for i, token in config["added_tokens_decoder"].items()}
-    if special is None:
-        special = SPECIAL_TOKENS[known] if known else {}
+        special = tuple(SPECIAL_TOKENS[known].items()) if known else ()
+    return TiktokenDefinition(content, PATTERNS.get(said, said), special)
+
+
+def _special(
+    file: Path, given: Mapping[str, int] | None, settings: Mapping[str, Any], config: Mapping[str, Any]
+) -> tuple[tuple[str, int], ...] | None:
+    """Special tokens that a form does not hold itself: those given, else our settings', else what Hugging Face's files
+    beside it list; None where nothing does."""
+    special = settings.get("special_tokens") if given is None else given
+    listed = config.get("added_tokens_decoder")
     try:
-        pairs = tuple((str(name), int(i)) for name, i in special.items())
-    except (AttributeError, TypeError, ValueError) as error:
-        raise DataError(f"{file}: special_tokens must give each name an id: {special!r}") from error
-    return TiktokenDefinition(content, PATTERNS.get(said, said), pairs)
+        if special is None and listed:
+            special = {token["content"]: i for i, token in listed.items()}
+        if special is None:
+            special = _read_json(file.parent / ADDED_TOKENS) or None
+        return None if special is None else tuple((str(name), int(i)) for name, i in special.items())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{file}: special_tokens must give each name an id: {special or listed!r}") from error
 
 
 def _with_config(text: str, config: Mapping[str, Any], origin: str) -> str:

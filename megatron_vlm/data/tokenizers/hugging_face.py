@@ -50,7 +50,8 @@ class HuggingFaceVocabulary:
         self._text = text
         try:
             self._parsed: dict[str, Any] = json.loads(text)
-            self._added: dict[str, dict[str, Any]] = {t["content"]: t for t in self._parsed.get("added_tokens") or []}
+            added = self._parsed.get("added_tokens") or []
+            self._added = {t["content"]: {**t, "id": int(t["id"]), "special": bool(t["special"])} for t in added}
             words = self._parsed["model"]["vocab"]
             # a unigram model has a list of [word, score]; its ids are the places in it
             self._words: dict[str, int] = words if isinstance(words, dict) else {w: i for i, (w, _) in enumerate(words)}
@@ -58,7 +59,7 @@ class HuggingFaceVocabulary:
             raise DataError(f"{origin} is not a Hugging Face tokenizer.json: {_said(error)}") from error
 
     def token_id(self, name: str) -> int | None:
-        return self._added[name]["id"] if name in self._added else self._words.get(name)
+        return int(self._added[name]["id"]) if name in self._added else self._words.get(name)
 
     def is_special(self, name: str) -> bool:
         return bool(self._added.get(name, {}).get("special"))
@@ -68,11 +69,11 @@ class HuggingFaceVocabulary:
 
     def build(self, names: SpecialNames, origin: str) -> HuggingFaceBackend:
         # Only tokens marked as special can be kept from matching in data.
-        changed = [t for name, t in self._added.items() if name in names and not t.get("special")]
-        for token in changed:
-            token["special"] = True
-        text = json.dumps(self._parsed) if changed else self._text
-        special = [name for name, token in self._added.items() if token["special"]]
+        special = [name for name, token in self._added.items() if token["special"] or name in names]
+        text = self._text
+        if any(not self._added[name]["special"] for name in special):
+            added = [{**token, "special": name in special} for name, token in self._added.items()]
+            text = json.dumps({**self._parsed, "added_tokens": added})
         model = self._parsed["model"]
         return HuggingFaceBackend(text, names, special, model.get("type"), model.get("unk_token"), origin)
 

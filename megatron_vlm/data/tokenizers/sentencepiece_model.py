@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,40 +34,52 @@ _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 
 @dataclass(frozen=True)
 class SentencePieceDefinition:
-    """The bytes of a .model file."""
+    """The bytes of a .model file, and names and ids of special tokens that files beside it add to its pieces."""
 
     content: bytes
+    added: tuple[tuple[str, int], ...] = ()
 
     @property
     def form(self) -> str:
         return "sentencepiece"
 
     def identity(self) -> bytes:
-        return b"sentencepiece " + hashlib.sha256(self.content).hexdigest().encode()
+        said = [hashlib.sha256(self.content).hexdigest(), sorted(self.added)]
+        return b"sentencepiece " + json.dumps(said, separators=(",", ":")).encode()
 
     def vocabulary(self, origin: str) -> SentencePieceVocabulary:
-        return SentencePieceVocabulary(self.content, origin)
+        return SentencePieceVocabulary(self, origin)
 
     def write(self, folder: Path) -> Path:
         return write_whole(folder / FILE_NAME, self.content)
 
     def settings(self) -> dict[str, Any]:
-        return {}
+        return {"special_tokens": dict(self.added)} if self.added else {}
 
 
 class SentencePieceVocabulary:
     """A model that has been read. Raises DataError where it is none."""
 
-    def __init__(self, content: bytes, origin: str) -> None:
-        self._content = content
-        self._processor = _open(content, origin)
+    def __init__(self, definition: SentencePieceDefinition, origin: str) -> None:
+        self._content = definition.content
+        self._processor = _open(definition.content, origin)
+        #: those that are pieces of the model are said twice
+        self._added = {name: i for name, i in definition.added if self._piece_id(name) != i}
+        taken = [*range(self._processor.vocab_size()), *self._added.values()]
+        if len(set(taken)) < len(taken):
+            raise DataError(f"{origin}: the special tokens given beside it have ids that are taken: {self._added}")
 
     def token_id(self, name: str) -> int | None:
+        return self._added[name] if name in self._added else self._piece_id(name)
+
+    def _piece_id(self, name: str) -> int | None:
         i = int(self._processor.piece_to_id(name))  # the unknown piece's for a name that it lacks
         return i if self._processor.id_to_piece(i) == name else None
 
     def is_special(self, name: str) -> bool:
-        i = self.token_id(name)
+        if name in self._added:
+            return True
+        i = self._piece_id(name)
         return i is not None and bool(self._processor.is_control(i))
 
     def hints(self) -> Hints:
@@ -77,20 +90,21 @@ class SentencePieceVocabulary:
 
     def build(self, names: SpecialNames, origin: str) -> SentencePieceBackend:
         # Only control pieces can be kept from matching in data; some models have "<image>" as a user-defined one.
-        loose = {name for name in names if self.token_id(name) is not None and not self.is_special(name)}
+        loose = {name for name in names if self._piece_id(name) is not None and not self.is_special(name)}
         content = as_control(self._content, loose) if loose else self._content
-        return SentencePieceBackend(content, names, origin)
+        return SentencePieceBackend(content, self._added, names, origin)
 
 
 class SentencePieceBackend:
     """As of `megatron_vlm.data.tokenizers.backend.Backend`."""
 
-    def __init__(self, content: bytes, names: SpecialNames, origin: str) -> None:
+    def __init__(self, content: bytes, added: Mapping[str, int], names: SpecialNames, origin: str) -> None:
         self._content = content
         self._processor = processor = _open(content, origin)
         pieces = int(processor.vocab_size())
         control = {str(processor.id_to_piece(i)): i for i in range(pieces) if processor.is_control(i)}
-        self.special_ids = {**appended(names, control, pieces), **control}
+        own = {**control, **added}
+        self.special_ids = {**own, **appended(names, own, max([pieces, *(1 + i for i in added.values())]))}
         self.size = max(pieces, 1 + max(self.special_ids.values()))
         self._spelt = {i: name for name, i in self.special_ids.items()}
 
