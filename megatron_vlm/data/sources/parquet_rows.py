@@ -15,7 +15,7 @@ from megatron_vlm.errors import DataError
 
 BATCH_BYTES = 16 << 20  # of rows that are in memory as Python values
 MOST_ROWS = 1024
-READ_AHEAD = 1 << 20  # bytes of a column that are read at once: without it, all of a row group's
+READ_AHEAD = 1 << 20  # bytes of a column that are read at once, but at least a page, which may be a whole row group's
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +35,24 @@ def _opened(url: str) -> Iterator[Any]:
         yield pyarrow.parquet.ParquetFile(raw, buffer_size=READ_AHEAD)
 
 
-def parquet_units(url: str, size: int, target: int) -> list[Unit]:
-    """Runs of row groups of about `target` stored bytes. Raises DataError where `url` is no parquet file."""
+def parquet_units(url: str, size: int, target: int, needed: Sequence[str] = ()) -> list[Unit]:
+    """Runs of row groups of about `target` stored bytes.
+
+    Raises DataError where `url` is no parquet file, or has none of the columns `needed`, where any are named.
+    """
     import pyarrow
 
     try:
         with _opened(url) as file:
+            names = file.schema_arrow.names
             weights = [_stored_bytes(file.metadata.row_group(group)) for group in range(file.metadata.num_row_groups)]
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{url} cannot be read as a parquet file: {error}; fetch it again, or check what it is") from error
+    if needed and not set(needed) & set(names):
+        wanted, found = (", ".join(map(repr, several)) for several in (needed, names))
+        raise DataError(
+            f"{url} has none of the columns {wanted}; it has {found or 'none'}. Rename one, or check what it holds"
+        )
     cuts = [0]
     filled = 0
     for group, weight in enumerate(weights, start=1):
