@@ -14,12 +14,12 @@ LONGEST_ELEMENT = 1 << 28  # bytes
 WHITE = b" \t\r\n"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-# A whole string is one match. A lone quote matches only where the string does not end in what has been read.
+# What goes before, then a whole string, or group 1. No match: a string does not end in what has been read, or that is all.
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_BETWEEN = re.compile(_STRING + rb'|[\[\]{},"]', re.DOTALL)
-_WITHIN = re.compile(_STRING + rb'|[\[\]{}"]', re.DOTALL)  # commas inside an element are its own affair
+_BETWEEN = re.compile(rb'[^"\[\]{},]*+(?:' + _STRING + rb"|([\[\]{},]))", re.DOTALL)
+_WITHIN = re.compile(rb'[^"\[\]{}]*+(?:' + _STRING + rb"|([\[\]{}]))", re.DOTALL)  # commas in an element are its own affair
 _CLOSING = {ord("["): ord("]"), ord("{"): ord("}")}
-_QUOTE, _COMMA = ord('"'), ord(",")
+_COMMA = ord(",")
 
 
 class BrokenArray(Exception):
@@ -50,9 +50,8 @@ def read_json_array(
     start = at = 1  # of the element, and of what has not been looked at
     elements = 0
     while True:
-        match = (_WITHIN if len(expected) > 1 else _BETWEEN).search(buffer, at)
-        if match is None or match.group() == b'"':
-            at = len(buffer) if match is None else match.start()
+        match = (_WITHIN if len(expected) > 1 else _BETWEEN).match(buffer, at)
+        if match is None:
             if len(buffer) - start > longest:
                 raise _too_long(longest, base + start)
             more = read(max(chunk, len(buffer) - start))
@@ -61,10 +60,11 @@ def read_json_array(
                 raise BrokenArray(f"the file ends {where}", base + len(buffer))
             buffer, base, at, start = buffer[start:] + more, base + start, at - start, 0
             continue
-        begin, at = match.span()
-        token = buffer[begin]
-        if token == _QUOTE:
+        at = match.end()
+        if match.lastindex is None:
             continue
+        begin = at - 1
+        token = buffer[begin]
         if token in _CLOSING:
             expected.append(_CLOSING[token])
             continue

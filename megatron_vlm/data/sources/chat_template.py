@@ -146,13 +146,13 @@ def joined(parts: Sequence[Part]) -> Document:
     run: list[str] = []  # of texts that belong together, joined when the run ends: long conversations stay linear
     learnt = False
     for part in parts:
-        plain = isinstance(part, Text) and not part.special
-        if isinstance(part, Text) and plain and not part.text:
+        plain = type(part) is Text and not part.special
+        if plain and not part.text:
             continue
-        if run and not (isinstance(part, Text) and plain and part.learnt == learnt):
+        if run and not (plain and part.learnt is learnt):
             result.append(Text("".join(run), learnt))
             run = []
-        if isinstance(part, Text) and plain:
+        if plain:
             run.append(part.text)
             learnt = part.learnt
         else:

@@ -77,7 +77,7 @@ class ConversationSource:
             raise ConfigError(f"max_pictures is {self.max_pictures}; give 1 or more, or leave it out")
 
     def units(self, url: str, size: int, target: int) -> Sequence[Unit]:
-        return row_units(url, size, target)
+        return row_units(url, size, target, TURN_FIELDS)
 
     def read(self, unit: Unit) -> Iterator[Record | Rejection]:
         for row in read_rows(unit, COLUMNS):

@@ -16,6 +16,7 @@ from megatron_vlm.data.sources.row_files import read_rows, record_key, row_units
 from megatron_vlm.data.sources.json_values import is_encodable
 from megatron_vlm.errors import ConfigError
 
+TEXT_FIELDS = ("texts", "text_list")
 KEY_FIELDS = ("id", "url", "document_url")
 OBELICS_SEPARATOR = "\n\n"
 MMC4_SEPARATOR = " "
@@ -90,10 +91,10 @@ class InterleavedSource:
             raise ConfigError("min_similarity is not a number; MMC4's own are between 0 and 1")
 
     def units(self, url: str, size: int, target: int) -> Sequence[Unit]:
-        return row_units(url, size, target)
+        return row_units(url, size, target, TEXT_FIELDS)
 
     def read(self, unit: Unit) -> Iterator[Record | Rejection]:
-        for row in read_rows(unit, (*KEY_FIELDS, "texts", self.image_key, "text_list", "image_info")):
+        for row in read_rows(unit, (*KEY_FIELDS, *TEXT_FIELDS, self.image_key, "image_info")):
             if isinstance(row, Rejection):
                 yield row
                 continue

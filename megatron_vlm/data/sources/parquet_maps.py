@@ -13,7 +13,9 @@ from megatron_vlm.data.sources.defect import Defect
 from megatron_vlm.data.sources.line_records import open_plain
 from megatron_vlm.errors import DataError
 
-BATCH_ROWS = 64  # rows that are in memory as Python values: with their pictures, some tens of megabytes
+BATCH_BYTES = 16 << 20  # of rows that are in memory as Python values
+MOST_ROWS = 1024
+READ_AHEAD = 1 << 20  # bytes of a column that are read at once, but at least a page, which may be a whole row group's
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +32,27 @@ def _opened(url: str) -> Iterator[Any]:
     import pyarrow.parquet
 
     with open_plain(url) as raw:
-        yield pyarrow.parquet.ParquetFile(raw)
+        yield pyarrow.parquet.ParquetFile(raw, buffer_size=READ_AHEAD)
 
 
-def parquet_units(url: str, size: int, target: int) -> list[Unit]:
-    """Runs of row groups of about `target` stored bytes. Raises DataError where `url` is no parquet file."""
+def parquet_units(url: str, size: int, target: int, needed: Sequence[str] = ()) -> list[Unit]:
+    """Runs of row groups of about `target` stored bytes.
+
+    Raises DataError where `url` is no parquet file, or has none of the columns `needed`, where any are named.
+    """
     import pyarrow
 
     try:
         with _opened(url) as file:
+            names = file.schema_arrow.names
             weights = [_stored_bytes(file.metadata.row_group(group)) for group in range(file.metadata.num_row_groups)]
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{url} cannot be read as a parquet file: {error}; fetch it again, or check what it is") from error
+    if needed and not set(needed) & set(names):
+        wanted, found = (", ".join(map(repr, several)) for several in (needed, names))
+        raise DataError(
+            f"{url} has none of the columns {wanted}; it has {found or 'none'}. Rename one, or check what it holds"
+        )
     cuts = [0]
     filled = 0
     for group, weight in enumerate(weights, start=1):
@@ -80,7 +91,9 @@ def read_parquet_rows(unit: Unit, columns: Sequence[str] | None = None) -> Itera
             for group in groups:
                 row, end = begin, begin + counts[group]
                 try:
-                    for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=names):
+                    rows = _batch_rows(file.metadata.row_group(group))
+                    # no threads: there is a worker for each core already
+                    for batch in file.iter_batches(rows, row_groups=[group], columns=names, use_threads=False):
                         for value in _values(batch):
                             row += 1
                             yield ParquetRow(value, row - 1, unit.size * (row - first) // total)
@@ -92,6 +105,10 @@ def read_parquet_rows(unit: Unit, columns: Sequence[str] | None = None) -> Itera
                 begin = end
     except unreadable as error:
         yield ParquetRow(Defect(Reason.BROKEN_FILE, str(error)), 0, unit.size)
+
+
+def _batch_rows(group: Any) -> int:
+    return min(MOST_ROWS, max(1, BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
 
 
 def _values(batch: Any) -> Iterator[dict[str, Any] | Defect]:

@@ -85,13 +85,11 @@ class FolderPictures:
     def read(self, name: str) -> bytes:
         if "://" in self.folder:
             return self._read_remote(name)
-        resolve = os.path.abspath if self.follow_links else os.path.realpath
         try:
-            root, path = resolve(self.folder), resolve(os.path.join(self.folder, name))
-            if not path.startswith(root.rstrip(os.sep) + os.sep):
+            path = self._path(name)
+            if path is None:
                 raise Defect(Reason.ESCAPING_PATH, f"{name!r} leads out of {self.folder}")
-            # not blocking: a pipe that lies there must not hold the reader
-            with open(path, "rb", opener=lambda file, flags: os.open(file, flags | os.O_NONBLOCK)) as stream:
+            with open(path, "rb", opener=_open_without_waiting) as stream:
                 status = os.fstat(stream.fileno())
                 if not stat.S_ISREG(status.st_mode):
                     raise Defect(Reason.MISSING_IMAGE, f"{name!r} under {self.folder} is no file")
@@ -101,6 +99,19 @@ class FolderPictures:
             raise Defect(Reason.MISSING_IMAGE, f"no {name!r} under {self.folder}") from None
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have, with a zero or half a surrogate
             raise Defect(Reason.MISSING_IMAGE, f"{name!r} under {self.folder} cannot be read: {error}") from None
+
+    def _path(self, name: str) -> str | None:
+        """Where `name` is, without links; None where that is not under the folder."""
+        path = os.path.join(self.folder, name)
+        if self.follow_links:
+            root, real = os.path.abspath(self.folder), os.path.abspath(path)
+        else:
+            # A folder holds many pictures and is resolved once, which on network file systems is most of the time.
+            root, (parent, last) = _real_folder(self.folder), os.path.split(path)
+            real = os.path.join(_real_folder(parent), last)
+            if last in ("", ".", "..") or os.path.islink(real):
+                real = os.path.realpath(path)
+        return real if real.startswith(root.rstrip(os.sep) + os.sep) else None
 
     def _read_remote(self, name: str) -> bytes:
         clean = member_path(name)
@@ -113,6 +124,15 @@ class FolderPictures:
             raise Defect(Reason.MISSING_IMAGE, f"{name!r} under {self.folder} cannot be read: {error}") from None
         _check_size(name, len(content))
         return content
+
+
+@functools.lru_cache(maxsize=4096)
+def _real_folder(path: str) -> str:
+    return os.path.realpath(path)
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe that lies there must not hold the reader
 
 
 @dataclass(frozen=True)

@@ -43,13 +43,13 @@ class Row:
 _Found: TypeAlias = tuple[dict[str, Any] | Defect, int, int]
 
 
-def row_units(url: str, size: int, target: int) -> list[Unit]:
+def row_units(url: str, size: int, target: int, needed: Sequence[str] = ()) -> list[Unit]:
     """Cut a file: lines into byte ranges, parquet into runs of row groups; a JSON array or a compressed file is one unit.
 
-    Raises DataError where a .parquet is none, or a .json holds one object and no array.
+    Raises DataError where a .parquet is none or has none of the columns `needed`, or a .json holds one object and no array.
     """
     if url.endswith(PARQUET):
-        return parquet_units(url, size, target)
+        return parquet_units(url, size, target, needed)
     return [Unit(url, 0, 1, size)] if _is_array(url, check=True) else line_units(url, size, target)
 
 

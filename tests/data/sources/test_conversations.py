@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ ONE = (Text("User: ", False), Picture(b"a"), Text("\nwhat?\nAssistant:", False),
             {"role": "assistant", "content": "it"}]},
         {"messages": [
             {"role": "user", "content": [
-                {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,YQ=="}}, {"type": "text", "text": "\nwhat?"}]},
+                {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,YQ=="}}, "\nwhat?"]},
             {"role": "assistant", "content": "it"}]},
         {"images": ["a.jpg"], "texts": [{"user": "\nwhat?", "assistant": "it", "source": "VQA"}]},
     ],
@@ -183,8 +184,6 @@ BROKEN: list[tuple[Any, Reason, str]] = [
 
 @pytest.mark.parametrize(("record", "reason", "detail"), BROKEN)
 def test_what_is_broken_is_told_apart(record: Any, reason: Reason, detail: str, images: Path) -> None:
-    import re
-
     outcome = outcome_of(record, images)
     assert isinstance(outcome, Rejection)
     assert outcome.reason is reason
@@ -290,11 +289,13 @@ def test_pictures_inside_parquet(tmp_path: Path) -> None:
     assert record.documents == (ONE,)
 
 
+WORDS = ["human", "gpt", "user", "assistant", "<image>", "a.jpg", "text", "image"]
+FIELDS = ["from", "value", "role", "content", "type", "image", "url", "image_url", "index", "text", "user", "assistant"]
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["human", "gpt", "<image>", "a.jpg"]),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(WORDS),
     lambda inner: st.lists(inner, max_size=3)
     | st.dictionaries(
-        st.sampled_from(["from", "value", "role", "content", "type", "image", "url", "image_url", "index", "text"]), inner, max_size=4
+        st.sampled_from(FIELDS), inner, max_size=4
     ),
     max_leaves=15,
 )  # fmt: skip

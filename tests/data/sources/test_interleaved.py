@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_vlm.data.quarantine import Reason, Rejection
-from megatron_vlm.data.records import Picture, Record, Text
+from megatron_vlm.data.records import Record, Text
 from megatron_vlm.data.sources.interleaved import BeyondLimit, InterleavedSource, MissingPicture
 from megatron_vlm.data.sources.picture_store import FolderPictures, PictureNaming, picture_store
 from megatron_vlm.errors import ConfigError

@@ -12,6 +12,8 @@ import pytest
 
 from megatron_vlm.data.quarantine import Reason, Rejection
 from megatron_vlm.data.records import Unit
+from megatron_vlm.data.sources.conversations import ConversationSource
+from megatron_vlm.data.sources.interleaved import InterleavedSource
 from megatron_vlm.data.sources.row_files import Row, read_rows, record_key, row_units
 from megatron_vlm.errors import DataError
 
@@ -129,6 +131,17 @@ def test_what_is_no_parquet_is_told_at_the_start(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"a\.parquet cannot be read as a parquet file"):
             row_units(str(path), len(content), 10)
     assert numbers(list(read_rows(Unit(str(path), 0, 1, 9)))) == [Reason.BROKEN_FILE]
+
+
+def test_a_parquet_without_any_of_the_columns_is_told_at_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"x": [1], "y": [2]}), path)
+    assert len(row_units(str(path), 9, 9, ["z", "x"])) == 1
+    with pytest.raises(DataError, match="none of the columns 'z', 'text'; it has 'x', 'y'"):
+        row_units(str(path), 9, 9, ["z", "text"])
+    for source in (ConversationSource(), InterleavedSource()):
+        with pytest.raises(DataError, match="it has 'x', 'y'"):
+            source.units(str(path), 9, 9)
 
 
 def test_keys() -> None:
