@@ -16,9 +16,14 @@ from megatron_vlm.data.preprocess import preprocess_text
 from megatron_vlm.data.tokenizer import Tokenizer
 from megatron_vlm.errors import UserError
 
-
 #: what Megatron calls them; which it is, is told by the file
-TOKENIZERS = ("HuggingFaceTokenizer", "SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer", "TikTokenizer")
+TOKENIZERS = (
+    "HuggingFaceTokenizer",
+    "SentencePieceTokenizer",
+    "GPTSentencePieceTokenizer",
+    "Llama2Tokenizer",
+    "TikTokenizer",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

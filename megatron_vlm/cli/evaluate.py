@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_host_warnings()
     from megatron_vlm.config.loading import apply_overrides
-    from megatron_vlm.data.sources.opening import expand_inputs
     from megatron_vlm.data.opening import open_sources
+    from megatron_vlm.data.sources.opening import expand_inputs
     from megatron_vlm.errors import UserError
     from megatron_vlm.evaluation.held_out import measure_held_out
     from megatron_vlm.evaluation.naming import NamingTask, make_questions

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_vlm.data.building.options import BuildOptions, Duplicates
-from megatron_vlm.data.indexed_format import IMAGE_MODE, TEXT_MODE
 from megatron_vlm.data.encoded_pictures.picture_hash import difference_hash, sha256_key
 from megatron_vlm.data.encoded_pictures.picture_header import PictureHeader, read_header
 from megatron_vlm.data.encoded_pictures.unusable import Defect
+from megatron_vlm.data.indexed_format import IMAGE_MODE, TEXT_MODE
 from megatron_vlm.data.picture_check import check_picture
 from megatron_vlm.data.quarantine import FILTERED, Reason, Rejection
 from megatron_vlm.data.records import Document, Picture, Record, Text

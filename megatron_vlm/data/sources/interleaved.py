@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 from megatron_vlm.data.quarantine import Reason, Rejection
 from megatron_vlm.data.records import Document, Part, Picture, Record, Text, Unit
 from megatron_vlm.data.sources.defect import Defect
+from megatron_vlm.data.sources.json_values import is_encodable
 from megatron_vlm.data.sources.picture_store import PictureNaming, PictureStore, read_picture
 from megatron_vlm.data.sources.row_files import read_rows, record_key, row_units
-from megatron_vlm.data.sources.json_values import is_encodable
 from megatron_vlm.errors import ConfigError
 
 TEXT_FIELDS = ("texts", "text_list")

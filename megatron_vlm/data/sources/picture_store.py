@@ -18,10 +18,10 @@ from enum import StrEnum
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from megatron_vlm.data.sources.opening import expand_inputs
 from megatron_vlm.data.quarantine import Reason
 from megatron_vlm.data.sources.defect import Defect
 from megatron_vlm.data.sources.line_records import open_plain
+from megatron_vlm.data.sources.opening import expand_inputs
 from megatron_vlm.data.sources.tar_index import TarIndex, member_digest, member_path, open_tar_index
 from megatron_vlm.errors import ConfigError, DataError
 

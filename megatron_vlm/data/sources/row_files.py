@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 from megatron_vlm.data.quarantine import Reason, Rejection
 from megatron_vlm.data.records import Unit
-from megatron_vlm.data.sources.defect import Defect
 from megatron_vlm.data.sources.array_elements import BYTE_ORDER_MARK, WHITE, BrokenArray, read_json_array
+from megatron_vlm.data.sources.defect import Defect
 from megatron_vlm.data.sources.line_records import (
     DAMAGE,
     LONGEST_LINE,

@@ -36,7 +36,7 @@ MakePicture = Callable[..., bytes]
 def prose(tmp_path: Path) -> Path:
     """300 documents, ten of them unusable, in one file."""
     path = tmp_path / "prose.jsonl"
-    words = "red blue square circle two".split()
+    words = ["red", "blue", "square", "circle", "two"]
     with path.open("w") as stream:
         for number in range(300):
             text = " ".join(words[(number * 7 + k * k) % 5] for k in range(3 + number % 11))
