@@ -8,6 +8,7 @@ import json
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -42,8 +43,6 @@ class Tokenizer:
         image_token_id: id of the one that holds the place of a picture, "<image>" by default.
         pad_id: id of the one that fills what is left, "<|pad|>" by default.
         special_names: the three, as they are spelt.
-        fingerprint: sha256, in hex, of the tokenizer: of a tokenizer.json in canonical JSON (sorted keys, no white space),
-            and of the special tokens where they are not `SPECIAL_TOKENS`.
     """
 
     def __init__(
@@ -79,7 +78,6 @@ class Tokenizer:
         self._backend: Backend = vocabulary.build(names, origin)
         self.vocab_size = self._backend.size
         self.eod_id, self.image_token_id, self.pad_id = (self._backend.special_ids[name] for name in names)
-        self.fingerprint = self._fingerprint()
         self._origin = origin
         self._choice: BackendChoice = backend
         self._engine: GigatokenEngine | Backend | None = None
@@ -181,10 +179,13 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker need not try, and warn, again.
-        choice = self._choice if self._engine is None or self._engine is not self._backend else "tokenizers"
+        choice = "tokenizers" if self._engine is self._backend else self._choice
         return _restore, (self._definition, self._origin, self.special_names, choice)
 
-    def _fingerprint(self) -> str:
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256, in hex, of the tokenizer: of a tokenizer.json in canonical JSON (sorted keys, no white space), and of the
+        special tokens where they are not `SPECIAL_TOKENS`."""
         digest = hashlib.sha256(self._definition.identity())
         if self._definition.form != HuggingFaceDefinition.FORM or self.special_names != DEFAULT:
             ids = [self.eod_id, self.image_token_id, self.pad_id]

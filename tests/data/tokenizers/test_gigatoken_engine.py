@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -66,6 +67,7 @@ def test_without_gigatoken_it_is_said_once(monkeypatch: pytest.MonkeyPatch) -> N
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert tokenizer.encode_flat(["two"])[0].tolist() == tokenizer.encode("two")
+        assert pickle.loads(pickle.dumps(tokenizer)).flat_backend == "tokenizer.json", "a worker does not say it again"
 
 
 def test_the_ids_are_of_their_own_texts_however_they_are_batched() -> None:

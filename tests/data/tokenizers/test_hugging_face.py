@@ -137,6 +137,16 @@ def test_words_that_are_special_tokens_are_taken_out(make: Any) -> None:
     assert copy.encode("a</s>b") == ours.encode("a</s>b")
 
 
+def test_tokens_added_after_those_that_are_taken_out_keep_their_ids() -> None:
+    theirs = llama()
+    theirs.add_special_tokens(["<new>"])
+    theirs.add_tokens([AddedToken("<said>", normalized=False)])
+    ours = Tokenizer(theirs.to_str(), backend="tokenizers")
+    assert theirs.token_to_id("<said>") in ours.encode("a<said>b")
+    assert not {ours.special_id("<new>"), ours.eod_id, ours.image_token_id} & set(ours.encode("<new></s><image>"))
+    assert ours.vocab_size == theirs.get_vocab_size() + 2
+
+
 def test_gpt2s_own_files(tmp_path: Path) -> None:
     reference = tokenizers.Tokenizer.from_file(str(BUNDLED))
     reference.model.save(str(tmp_path))
