@@ -102,9 +102,11 @@ def _expand_remote(pattern: str) -> Iterator[InputFile]:
         if info is not None:
             yield _remote_file(pattern, info)
         elif glob.has_magic(path):
+            # As the pattern is spelt: with the user and the host that some stores' names go without.
+            before = pattern.removesuffix(path) if pattern.endswith(path) else None
             for name, info in sorted(file_system.glob(path, detail=True).items()):
                 if info.get("type") != "directory":
-                    url = file_system.unstrip_protocol(name)
+                    url = file_system.unstrip_protocol(name) if before is None else before + name
                     yield _remote_file(url, info if info.get("size") is not None else file_system.info(name))
 
 

@@ -102,7 +102,7 @@ def _paragraphs(stream: BinaryIO, limit: int) -> Iterator[tuple[int, bytes, int]
     for offset, pieces, passed_over in split_stream(stream, limit=limit):
         if passed_over:
             begin, size = (begin, size) if size else (offset, 0)
-            size += passed_over
+            size += passed_over + 1
             lines.clear()
         for line in pieces:
             if line and not line.isspace():

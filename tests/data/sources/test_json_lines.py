@@ -9,6 +9,7 @@ import lzma
 import pickle
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,8 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".jsonl": bytes,
     ".jsonl.gz": gzip.compress,
     ".jsonl.zst": zstandard.compress,
-    ".ndjson.bz2": bz2.compress,
-    ".json.xz": lzma.compress,
+    ".ndjson.bz2": partial(bz2.compress, compresslevel=1),
+    ".json.xz": partial(lzma.compress, preset=0),
 }
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), max_size=5)
 

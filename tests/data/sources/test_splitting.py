@@ -23,7 +23,9 @@ def every_piece(content: bytes, separator: bytes, **options: int) -> list[tuple[
     return found
 
 
-@given(content=st.text("ab\n").map(str.encode), separator=st.sampled_from([b"\n", b"ab", b"\nab\n"]), block=st.integers(1, 9))
+@given(
+    content=st.text("ab\n").map(str.encode), separator=st.sampled_from([b"\n", b"ab", b"\nab\n"]), block=st.integers(1, 9)
+)
 def test_pieces_are_those_of_bytes_split(content: bytes, separator: bytes, block: int) -> None:
     expected = content.split(separator)
     if not expected[-1]:
