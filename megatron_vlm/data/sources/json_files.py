@@ -95,7 +95,7 @@ def read_lines(unit: Unit, limit: int = LONGEST_PIECE) -> Iterator[tuple[int, li
                 end = offset + sum(map(len, lines)) + len(lines)
                 while lines and end - 1 - len(lines[-1]) >= stop:
                     end -= len(lines.pop()) + 1
-            yield offset, lines, min(max(stored_bytes() - unit.start, 0), unit.size), passed_over
+            yield offset, lines, min(stored_bytes(), unit.size), passed_over
 
 
 def _attempt(line: bytes) -> dict[str, Any] | Unusable:

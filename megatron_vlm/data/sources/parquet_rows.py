@@ -30,8 +30,8 @@ def _damage() -> tuple[type[Exception], ...]:
 
 
 def column_names(url: str) -> list[str] | None:
-    """The columns of a file, and at last the ones within structs, with dots ("meta.text"); None where the file is damaged or no
-    parquet at all.
+    """The columns of a file, and at last the ones within structs, with dots ("meta.text"); None where the file is damaged
+    or no parquet at all.
     """
     try:
         with _open(url) as file:

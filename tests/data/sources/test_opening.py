@@ -111,14 +111,11 @@ def test_remote_names_and_patterns(bucket: str) -> None:
 def test_what_urls_need_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="nothing://x/y: .*; a local path has no '://'"):
         expand_inputs(["nothing://x/y"])
-    with monkeypatch.context() as patch, pytest.raises(DataError, match=r"`pip install 'megatron_vlm\[remote\]'`"):
-        patch.setitem(sys.modules, "dropboxdrivefs", None)
+    monkeypatch.setitem(sys.modules, "dropboxdrivefs", None)
+    with pytest.raises(DataError, match=r"dropbox://x/y: .*`pip install 'megatron_vlm\[remote\]'`"):
         open_input("dropbox://x/y")
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(DataError, match=r"s3://x/y: .*`pip install 'megatron_vlm\[remote\]'`"),
-    ):
-        patch.setitem(sys.modules, "fsspec.core", None)
+    monkeypatch.setitem(sys.modules, "fsspec.core", None)
+    with pytest.raises(DataError, match=r"s3://x/y: .*`pip install 'megatron_vlm\[remote\]'`"):
         open_input("s3://x/y")
 
 

@@ -35,6 +35,17 @@ def members_of(content: bytes) -> list[tuple[str, bytes]]:
     return [(m.name, tar.content(m)) for m in tar if m.kind is Kind.FILE]
 
 
+def until_damage(content: bytes) -> tuple[list[tuple[str, bytes]], Damaged | None]:
+    """The files of a tar, and what ends it."""
+    tar = TarMembers(io.BytesIO(content))
+    found: list[tuple[str, bytes]] = []
+    try:
+        found.extend((m.name, tar.content(m)) for m in tar if m.kind is Kind.FILE)
+    except Damaged as error:
+        return found, error
+    return found, None
+
+
 def by_tarfile(content: bytes) -> list[tuple[str, bytes]]:
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
         return [(m.name, tar.extractfile(m).read()) for m in tar if m.isfile()]  # type: ignore[union-attr]
@@ -100,13 +111,10 @@ def test_a_cut_anywhere_is_seen() -> None:
     whole = make(members, tarfile.GNU_FORMAT)
     end = 3 * (512 + 1024)
     for size in range(0, end + 1, 16):
-        found = []
-        tar = TarMembers(io.BytesIO(whole[:size]))
-        with pytest.raises(Damaged) as caught:
-            for member in tar:
-                found.append((member.name, tar.content(member)))
+        found, damage = until_damage(whole[:size])
+        assert damage is not None, size
         assert found == members[: (size - 512 - 600) // 1536 + 1 if size >= 1112 else 0], size
-        assert isinstance(caught.value, EndMissing) == (size % 1536 == 0), size
+        assert isinstance(damage, EndMissing) == (size % 1536 == 0), size
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -116,12 +124,12 @@ def test_a_damaged_header_is_seen(form: str, place: int, value: int) -> None:
     if content[1024 + place] == value:
         return
     content[1024 + place] = value
-    tar = TarMembers(io.BytesIO(bytes(content)))
-    try:
-        assert [m.name for m in tar] == ["a", "b"]  # the white space around a checksum may change
-        assert 148 <= place < 156
-    except Damaged as error:
-        assert "header is damaged at byte 1024" in str(error)
+    found, damage = until_damage(bytes(content))
+    if damage is None:
+        assert found == [("a", b"1"), ("b", b"2")]
+        assert 148 <= place < 156  # the white space around a checksum may change
+    else:
+        assert "header is damaged at byte 1024" in str(damage)
 
 
 MANGLE: list[Callable[[bytes, int], bytes]] = [
@@ -139,14 +147,11 @@ def test_damage_never_raises_anything_else(members: list, form: int, mangle: Cal
         content = make(members, form)
     except ValueError:
         return
-    for damaged in (mangle(content, n), content[:n]):
-        tar = TarMembers(io.BytesIO(damaged))
-        try:
-            for member in tar:
-                if member.kind is Kind.FILE:
-                    tar.content(member)
-        except Damaged:
-            pass
+    whole = members_of(content)
+    found, damage = until_damage(mangle(content, n))
+    assert damage is not None or len(found) <= len(whole)
+    found, _ = until_damage(content[:n])
+    assert found == whole[: len(found)]
 
 
 @given(
@@ -159,7 +164,5 @@ def test_sound_checksums_over_random_headers_never_raise_anything_else(kind: byt
     header[482] = 1
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header[:512])
-    try:
-        list(TarMembers(io.BytesIO(bytes(header))))
-    except Damaged:
-        pass
+    found, _ = until_damage(bytes(header))
+    assert len(found) <= 1
