@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import shutil
+import subprocess
 import tarfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -100,6 +103,28 @@ def test_sparse_files_are_told_apart() -> None:
     headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "s", "GNU.sparse.realsize": "9999"}
     pax = make([("GNUSparseFile.0/s", b"1\n0\n4\n" + bytes(506) + b"data")], pax_headers=headers)
     assert [(m.name, m.kind) for m in TarMembers(io.BytesIO(pax))] == [("s", Kind.SPARSE)]
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="needs GNU tar")
+@pytest.mark.parametrize("form", ["v7", "ustar", "oldgnu", "gnu", "posix"])
+def test_what_gnu_tar_writes(tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with open(folder / "sparse", "wb") as stream:
+        for place in range(1 << 20, 30 << 20, 1 << 20):  # more holes than a header has room for
+            stream.seek(place)
+            stream.write(b"x")
+    long = "l" * 90
+    (folder / long).write_bytes(b"content")
+    (folder / "link").symlink_to(long)
+    path = tmp_path / "a.tar"
+    names = ["sparse", long, "link"]
+    done = subprocess.run(["tar", "--sparse", f"--format={form}", "-cf", path, "-C", folder, *names], capture_output=True)
+    if done.returncode:
+        pytest.skip(f"this tar has no such format: {done.stderr.decode()}")
+    tar = TarMembers(io.BytesIO(path.read_bytes()))
+    found = [(m.name, m.kind, tar.content(m) if m.name == long else b"") for m in tar]
+    assert found == [("sparse", Kind.SPARSE, b""), (long, Kind.FILE, b"content"), ("link", Kind.LINK, b"")]
 
 
 def test_tars_one_after_the_other_are_read_as_one() -> None:
