@@ -106,6 +106,10 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", type=Path, required=True, metavar="PATH", help="tokenizer.json, its folder, .model or .tiktoken"
     )
     parser.add_argument(
+        "--tokenizer-backend", choices=("auto", "gigatoken", "tokenizers"), default="auto",
+        help="what encodes: gigatoken where it gives the same ids, or the tokenizer's own library (default: auto)",
+    )  # fmt: skip
+    parser.add_argument(
         "--append-eod",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -172,7 +176,7 @@ def run(args: argparse.Namespace) -> int:
         "workers": args.workers,
         "show_progress": True,
     }
-    tokenizer = Tokenizer.load(args.tokenizer)
+    tokenizer = Tokenizer.load(args.tokenizer, backend=args.tokenizer_backend)
     inputs: Sequence[str] = args.input
     if args.kind == "text":
         summary = preprocess_text(

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_vlm.data import atomic_file
-from megatron_vlm.data.checksums import BlockHasher, describe_checksums
+from megatron_vlm.data.checksums import describe_checksums
 from megatron_vlm.data.disk_column import DiskColumn
+from megatron_vlm.data.hashed_file import HashedFile
 from megatron_vlm.data.indexed_format import (
     CODE_OF_DTYPE,
     HEADER,
@@ -62,8 +63,7 @@ class IndexedWriter:
         self.sequences = self.documents = self.bytes = 0
         _refuse_foreign_metadata(self._paths.metadata)
         self._paths.data.parent.mkdir(parents=True, exist_ok=True)
-        self._hasher = BlockHasher()
-        self._data = open(atomic_file.partial_path(self._paths.data), "wb")  # noqa: SIM115  closed at the end
+        self._data = HashedFile(atomic_file.partial_path(self._paths.data))
         column = self._paths.index.with_name
         name = self._paths.index.name
         self._lengths = DiskColumn(column(f"{name}.lengths.partial"), "<i4")
@@ -128,9 +128,21 @@ class IndexedWriter:
         Raises ValueError when these do not fit each other, or modes are given that the dataset cannot hold.
         """
         self._check_open()
+        if int(lengths.sum(dtype=np.int64)) * self.dtype.itemsize != len(data):
+            raise ValueError(f"{self.prefix}: {len(data)} bytes do not hold the {len(lengths)} sequences given")
+        self._add_columns(lengths, modes, facts, sequences_per_document)
+        self._write(data)
+
+    def _add_columns(
+        self,
+        lengths: npt.NDArray[np.int32],
+        modes: npt.NDArray[np.int8],
+        facts: npt.NDArray[np.int32] | None,
+        sequences_per_document: npt.NDArray[np.integer[Any]],
+    ) -> None:
         count = len(lengths)
-        if int(lengths.sum(dtype=np.int64)) * self.dtype.itemsize != len(data) or len(modes) != count:
-            raise ValueError(f"{self.prefix}: {len(data)} bytes do not hold the {count} sequences that they come with")
+        if len(modes) != count:
+            raise ValueError(f"{self.prefix}: {len(modes)} modes for {count} sequences")
         if int(sequences_per_document.sum()) != count or self._last_start != self.sequences:
             raise ValueError(f"{self.prefix}: the documents do not begin and end with the sequences")
         if not self.multimodal and modes.any():
@@ -139,13 +151,37 @@ class IndexedWriter:
             if facts is None:
                 raise ValueError(f"{self.prefix} keeps facts of its sequences: give those of these documents")
             self._facts.extend(facts)
-        self._write(data)
         self._lengths.extend(lengths)
         self._modes.extend(modes)
         self._starts.extend(self.sequences + np.cumsum(sequences_per_document, dtype=np.int64))
         self.sequences += count
         self._last_start = self.sequences
         self.documents += len(sequences_per_document)
+
+    def adopt(
+        self,
+        path: Path,
+        digests: Sequence[str],
+        lengths: npt.NDArray[np.int32],
+        modes: npt.NDArray[np.int8],
+        facts: npt.NDArray[np.int32] | None,
+        sequences_per_document: npt.NDArray[np.integer[Any]],
+    ) -> None:
+        """Take a file as the whole .bin instead of writing one, and its documents as `add_documents` does.
+
+        The file is moved: nothing is at `path` afterwards. `digests` are of its blocks, as by `BlockHasher`.
+
+        Raises ValueError where something was written already, or the file does not hold these documents.
+        """
+        self._check_open()
+        if self.sequences or self.documents:
+            raise ValueError(f"{self.prefix} has documents already, and a file can only be all of them")
+        size = path.stat().st_size
+        if int(lengths.sum(dtype=np.int64)) * self.dtype.itemsize != size:
+            raise ValueError(f"{path} has {size} bytes, which are not those of {len(lengths)} sequences")
+        self._data.adopt(path, digests)
+        self._add_columns(lengths, modes, facts, sequences_per_document)
+        self.bytes = size
 
     def finalize(self, metadata: Mapping[str, Any] | None = None) -> None:
         """Write the index and give every file its final name. A second call does nothing.
@@ -159,7 +195,7 @@ class IndexedWriter:
             loose = self.sequences - self._last_start
             raise ValueError(f"{self.prefix}: {loose} sequences were added after the last end_document()")
         self._data.close()
-        hashes = {"bin": self._hasher.finish(), "idx": self._write_index()}
+        hashes = {"bin": self._data.digests(), "idx": self._write_index()}
         if self._facts is not None:
             hashes["sequences"] = self._facts.finish()
         replaced = self._paths.index.exists()
@@ -227,18 +263,12 @@ class IndexedWriter:
 
     def _write(self, data: bytes | memoryview) -> None:
         self._data.write(data)
-        self._hasher.update(data)
         self.bytes += len(data)
 
     def _write_index(self) -> list[str]:
         """Write the .idx aside; the hashes of its blocks."""
-        hasher = BlockHasher()
-        with open(atomic_file.partial_path(self._paths.index), "wb") as index:
-
-            def write(data: Any) -> None:
-                index.write(data)
-                hasher.update(data)
-
+        with HashedFile(atomic_file.partial_path(self._paths.index)) as index:
+            write = index.write
             write(HEADER.pack(MAGIC, VERSION, CODE_OF_DTYPE[self.dtype], self.sequences, self.documents + 1))
             for block in self._lengths.blocks():
                 write(block.tobytes())
@@ -252,7 +282,7 @@ class IndexedWriter:
             if self.multimodal:
                 for block in self._modes.blocks():
                     write(block.tobytes())
-        return hasher.finish()
+        return index.digests()
 
     def _discard_columns(self) -> None:
         for column in (self._lengths, self._modes, self._starts):

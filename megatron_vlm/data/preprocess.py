@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,13 +18,13 @@ from megatron_vlm.data.building.options import BuildOptions
 from megatron_vlm.data.captions import CaptionChoice
 from megatron_vlm.data.indexed_format import dataset_paths, text_dtype
 from megatron_vlm.data.records import Source
-from megatron_vlm.data.sources.chat_template import ChatTemplate, load_template
 from megatron_vlm.data.sources.choose import image_text_source, text_source
-from megatron_vlm.data.sources.choose_documents import conversation_source, interleaved_source
 from megatron_vlm.data.sources.opening import InputFile, expand_inputs, file_sha256
-from megatron_vlm.data.sources.picture_store import picture_store
 from megatron_vlm.data.tokenizer import Tokenizer
 from megatron_vlm.errors import DataError
+
+if TYPE_CHECKING:
+    from megatron_vlm.data.sources.chat_template import ChatTemplate
 
 TEXT = "text"
 IMAGE_TEXT = "image_text"
@@ -200,9 +200,13 @@ def preprocess_conversations(
         images: the folder or the tars that hold the pictures, where the records name them.
         reader: further fields of `megatron_vlm.data.sources.conversations.ConversationSource`.
 
-    The other arguments, and what is raised, are those of `preprocess_text`; DataError also where the tokenizer lacks a special
-    token of the template.
+    The other arguments, and what is raised, are those of `preprocess_text`; DataError also where the tokenizer lacks a
+    special token of the template.
     """
+    from megatron_vlm.data.sources.chat_template import load_template
+    from megatron_vlm.data.sources.choose_documents import conversation_source
+    from megatron_vlm.data.sources.picture_store import picture_store
+
     chosen = load_template(template) if isinstance(template, str) else template
     for name in chosen.special_names():
         tokenizer.special_id(name)
@@ -235,6 +239,9 @@ def preprocess_interleaved(
 
     The other arguments, and what is raised, are those of `preprocess_text`.
     """
+    from megatron_vlm.data.sources.choose_documents import interleaved_source
+    from megatron_vlm.data.sources.picture_store import picture_store
+
     stores, more = tuple(images), dict(reader or {})
     pictures = picture_store(stores) if stores else None
 

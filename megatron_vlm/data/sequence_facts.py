@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_vlm.data import atomic_file
-from megatron_vlm.data.checksums import BlockHasher
 from megatron_vlm.data.disk_column import DiskColumn
+from megatron_vlm.data.hashed_file import HashedFile
 from megatron_vlm.data.indexed_format import dataset_paths
 from megatron_vlm.errors import DataError
 
@@ -64,13 +64,11 @@ class FactsWriter:
         header = io.BytesIO()
         shape = (self._rows.count // 2, 2)
         np.lib.format.write_array_header_1_0(header, {"descr": "<i4", "fortran_order": False, "shape": shape})
-        hasher = BlockHasher()
-        with open(atomic_file.partial_path(self.path), "wb") as stream:
+        with HashedFile(atomic_file.partial_path(self.path)) as stream:
             for data in itertools.chain([header.getvalue()], (block.tobytes() for block in self._rows.blocks())):
                 stream.write(data)
-                hasher.update(data)
         self._rows.discard()
-        return hasher.finish()
+        return stream.digests()
 
     def discard(self) -> None:
         self._rows.discard()

@@ -52,6 +52,8 @@ class Assembly:
 
     def add_all(self, parts: Sequence[Part], advance: Callable[[int], object]) -> list[int]:
         """Copy the documents of all parts; how many documents of each part were kept. `advance` is told of bytes."""
+        if len(parts) == 1 and self._takes_all():
+            return [self._adopt(parts[0], advance)]
         drop = _duplicate_records(parts) if self.options.duplicates is not Duplicates.KEEP else None
         kept = []
         for number, part in enumerate(parts):
@@ -59,6 +61,20 @@ class Assembly:
         for name in range(len(self.options.outputs())):
             self._output(name)  # an empty part of a split is a dataset too
         return kept
+
+    def _takes_all(self) -> bool:
+        """Whether every document goes to one dataset."""
+        options = self.options
+        return options.duplicates is Duplicates.KEEP and options.split is None and options.shard_bytes is None
+
+    def _adopt(self, part: Part, advance: Callable[[int], object]) -> int:
+        """The only part is the dataset: its file is moved rather than copied."""
+        output, columns = self._output(0), part.columns()
+        lengths, modes, facts, counts = (columns[name] for name in ("lengths", "modes", "facts", "sequences"))
+        output.writer.adopt(part.data_path, part.counts.digests, lengths, modes, facts, counts)
+        output.statistics.add(lengths, modes, facts, counts)
+        advance(part.counts.bytes)
+        return len(counts)
 
     def abort(self) -> None:
         for output in self.outputs:

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -150,10 +150,15 @@ def _do_units(
     if processes == 1:
         os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
         own = worker.Worker(about, progress.shared)
-        with progress.watching():
-            for unit_job in todo:
-                own.do(*unit_job)
-            hashes = {url: worker.hash_file(url) for url in urls}
+        with progress.watching(), ThreadPoolExecutor(1, thread_name_prefix="hash") as beside:
+            hashing = {url: beside.submit(worker.hash_file, url) for url in urls}
+            try:
+                for unit_job in todo:
+                    own.do(*unit_job)
+            except BaseException:
+                beside.shutdown(wait=False, cancel_futures=True)
+                raise
+            hashes = {url: future.result() for url, future in hashing.items()}
         return len(units) - len(todo), hashes
     return len(units) - len(todo), _in_processes(about, todo, urls, processes, threads, progress)
 

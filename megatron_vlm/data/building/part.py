@@ -20,6 +20,7 @@ import numpy.typing as npt
 from megatron_vlm.data.atomic_file import sync_folder
 from megatron_vlm.data.building.prepared import KEY_BYTES, PreparedBatch, as_columns
 from megatron_vlm.data.disk_column import DiskColumn
+from megatron_vlm.data.hashed_file import HashedFile
 from megatron_vlm.data.quarantine import Rejection
 
 #: name -> dtype and numbers a row, in the order of the .columns file
@@ -36,12 +37,16 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
 
 @dataclass
 class PartCounts:
-    """What became of a unit's records. `rejections` are rows of the quarantine, their records counted from 0 in the unit."""
+    """What became of a unit's records.
+
+    `bytes` and `digests` are the .bin's; `rejections` are rows of the quarantine, their records counted from 0 in the unit.
+    """
 
     records: int = 0
     documents: int = 0
     tokens: int = 0
     bytes: int = 0
+    digests: list[str] = field(default_factory=list)
     filtered: dict[str, int] = field(default_factory=dict)
     rejections: list[dict[str, Any]] = field(default_factory=list)
 
@@ -53,7 +58,7 @@ class PartWriter:
     def __init__(self, folder: Path, unit: int) -> None:
         self._base = folder / f"{unit:08d}"
         self._suffix = f".{os.getpid()}.partial"
-        self._data = open(self._aside(".bin"), "wb")  # noqa: SIM115  closed by commit or discard
+        self._data = HashedFile(self._aside(".bin"))
         self._columns = {
             name: DiskColumn(folder / f"{unit:08d}.{name}{self._suffix}", dtype) for name, (dtype, _) in COLUMNS.items()
         }
@@ -74,7 +79,8 @@ class PartWriter:
     def commit(self) -> PartCounts:
         self.counts.bytes = self._data.tell()
         self.counts.filtered = dict(self._filtered)
-        _close(self._data)
+        self._data.sync()
+        self.counts.digests = self._data.digests()
         with open(self._aside(".columns"), "wb") as stream:
             for name, (dtype, row) in COLUMNS.items():
                 column = self._columns[name]
@@ -117,6 +123,8 @@ class Part:
     @classmethod
     def find(cls, folder: Path, unit: int) -> Part | None:
         path = folder / f"{unit:08d}.json"
+        if not path.with_suffix(".bin").is_file():
+            return None  # it became a dataset's .bin, and that was not finished
         try:
             return cls(folder, unit, PartCounts(**json.loads(path.read_text(encoding="utf-8"))))
         except FileNotFoundError:
@@ -127,11 +135,16 @@ class Part:
         with open(self._base.with_name(self._base.name + ".columns"), "rb") as stream:
             return {name: np.load(stream, allow_pickle=False) for name in COLUMNS}
 
+    @property
+    def data_path(self) -> Path:
+        """Where the sequences are."""
+        return self._base.with_name(self._base.name + ".bin")
+
     def data(self) -> mmap.mmap | bytes:
         """The sequences, mapped."""
         if not self.counts.bytes:
             return b""
-        with open(self._base.with_name(self._base.name + ".bin"), "rb") as stream:
+        with open(self.data_path, "rb") as stream:
             return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
@@ -149,8 +162,3 @@ def _row(rejection: Rejection) -> dict[str, Any]:
 def _sync(stream: Any) -> None:
     stream.flush()
     os.fsync(stream.fileno())
-
-
-def _close(stream: Any) -> None:
-    _sync(stream)
-    stream.close()

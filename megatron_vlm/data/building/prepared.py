@@ -76,6 +76,9 @@ class Preparer:
         self._special: dict[str, int] = {}
 
     def prepare(self, url: str, records: Sequence[Record | Rejection], parallel: bool) -> PreparedBatch:
+        plain = self._plain_texts(records)
+        if plain is not None and (batch := self._prepare_plain(plain, records, parallel)) is not None:
+            return batch
         batch = PreparedBatch()
         checked: list[_Checked] = []
         for record in records:
@@ -92,6 +95,45 @@ class Preparer:
         self._encode(url, checked, batch, parallel)
         batch.rejections.sort(key=lambda rejection: rejection.number)
         return batch
+
+    def _plain_texts(self, records: Sequence[Record | Rejection]) -> list[str] | None:
+        """The text of each record where each is one document of one text, as of most sources of text; else None."""
+        if self.options.split is not None or self.options.max_tokens is not None:
+            return None
+        texts = []
+        for record in records:
+            if isinstance(record, Rejection) or len(record.documents) != 1 or len(record.documents[0]) != 1:
+                return None
+            part = record.documents[0][0]
+            if not isinstance(part, Text) or part.special or not part.learnt:
+                return None
+            texts.append(part.text)
+        return texts
+
+    def _prepare_plain(
+        self, texts: Sequence[str], records: Sequence[Record | Rejection], parallel: bool
+    ) -> PreparedBatch | None:
+        """What the general way gives, all documents at once; None where a text has no token."""
+        ids, offsets = self.tokenizer.encode_flat(texts, parallel=parallel)
+        lengths = np.diff(offsets)
+        if not lengths.all():
+            return None
+        flat = np.asarray(ids, dtype=self.dtype)
+        count = len(texts)
+        if self.options.append_eod:
+            flat = np.insert(flat, offsets[1:], self.tokenizer.eod_id)
+            lengths = lengths + 1
+        return PreparedBatch(
+            pieces=[flat.data.cast("B")],
+            lengths=lengths.tolist(),
+            modes=[TEXT_MODE] * count,
+            facts=[(1, 0)] * count,
+            sequences=[1] * count,
+            parts=[0] * count,
+            records=[record.number for record in records],
+            keys=[NO_KEY] * count,
+            tokens=len(flat),
+        )
 
     def _check(self, record: Record) -> _Checked | Defect:
         """Pictures are looked at once each, also where several documents of a record share one."""

@@ -89,7 +89,10 @@ def batches(records: Iterator[Record | Rejection]) -> Iterator[list[Record | Rej
 
 
 def _size(record: Record) -> int:
-    return sum(len(part.encoded) if isinstance(part, Picture) else len(part.text) for part in record.documents[0])
+    size = 0
+    for part in record.documents[0]:
+        size += len(part.encoded) if isinstance(part, Picture) else len(part.text)
+    return size
 
 
 def _stopped_by(rejection: Rejection) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import orjson
+
 from megatron_vlm.data import atomic_file
 from megatron_vlm.data.tokenizers.backend import FlatIds, Hints, SpecialNames, flatten
 from megatron_vlm.errors import DataError
@@ -49,7 +51,7 @@ class HuggingFaceVocabulary:
     def __init__(self, text: str, origin: str) -> None:
         self._text = text
         try:
-            self._parsed: dict[str, Any] = json.loads(text)
+            self._parsed: dict[str, Any] = _parsed(text)
             added = self._parsed.get("added_tokens") or []
             self._added = {t["content"]: {**t, "id": int(t["id"]), "special": bool(t["special"])} for t in added}
             words = self._parsed["model"]["vocab"]
@@ -138,7 +140,7 @@ def without_special_tokens(text: str, special: Iterable[str]) -> str:
 
     Nothing is left that would be put around a text.
     """
-    parsed = json.loads(text)
+    parsed = _parsed(text)
     special = set(special)
     parsed["added_tokens"] = [t for t in parsed.get("added_tokens") or [] if t["content"] not in special]
     parsed["post_processor"] = parsed["padding"] = parsed["truncation"] = None
@@ -157,7 +159,14 @@ def without_special_tokens(text: str, special: Iterable[str]) -> str:
     if model.get("merges"):
         pairs = ((m, m.split(" ")) if isinstance(m, str) else (m, m) for m in model["merges"])
         model["merges"] = [m for m, pair in pairs if special.isdisjoint((*pair, "".join(pair)))]
-    return json.dumps(parsed)
+    return orjson.dumps(parsed).decode()
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:  # such as of a lone surrogate, which Python's own reader takes
+        return json.loads(text)
 
 
 def _open(text: str, origin: str) -> Any:

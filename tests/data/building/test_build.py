@@ -155,7 +155,7 @@ def test_a_full_disk_is_named_and_nothing_has_its_final_name(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(IndexedWriter, "add_documents", full)
+        patched.setattr(IndexedWriter, "adopt", full)
         with pytest.raises(DataError, match="disk of .* is full.*run the same command again"):
             run(prose, tmp_path / "out" / "d", tokenizer)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["d.parts"]
