@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from megatron_vlm.data.documents import DocumentSource, Span
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.indexed_writer import IndexedWriter
 from megatron_vlm.data.micro_batch import MicroBatch, MicroBatchMaker, make_micro_batch
+from megatron_vlm.data.opening import token_counts
+from megatron_vlm.data.preprocess import preprocess_conversations
+from megatron_vlm.data.tokenizer_training import train_bpe
 from megatron_vlm.errors import DataError
 from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_IMAGE, MODALITY_NONE, MODALITY_TEXT, Segment
 
@@ -170,3 +174,38 @@ def test_pictures_that_do_not_match_their_placeholders_are_refused() -> None:
     ids = np.array([IMAGE] * IMAGE_TOKENS + [5, 6], np.int32)
     with pytest.raises(ValueError, match="0 pictures for the 3 placeholders of 1"):
         make_micro_batch([[Segment(ids, MODALITY_CAPTION)]], [], LENGTH, TOKENS, IMAGE_TOKENS, SIZE)
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "numpy"])
+def test_what_is_only_read_is_not_learnt(tmp_path: Path, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native:
+        monkeypatch.setattr(micro_batch, "native_operators", lambda: None)
+    with IndexedWriter(tmp_path / "talk", np.int32, multimodal=True, facts=True) as writer:
+        writer.add_text([10], learnt=False)
+        writer.add_image(picture(9), (SIZE, SIZE))
+        writer.add_text([11, 12], learnt=False)
+        writer.add_text([13, 14])
+        writer.add_text([15], learnt=False)
+        writer.add_text([16, EOD])
+        writer.end_document()
+    source = DocumentSource("talk", IndexedReader(tmp_path / "talk"), TOKENS, IMAGE_TOKENS)
+    whole = batch([source], packs=[[Span(0, 0, 0, 10)]])
+    assert whole.tokens[0, :10].tolist() == [10, IMAGE, IMAGE, IMAGE, 11, 12, 13, 14, 15, 16]
+    assert whole.loss_mask[0, :10].tolist() == [0, 0, 0, 0, 0, 1, 1, 0, 1, 1]
+    cut = batch([source], packs=[[Span(0, 0, 0, 6), Span(0, 0, 6, 4)]])
+    assert cut.loss_mask[0, :10].tolist() == whole.loss_mask[0, :10].tolist()
+
+
+def test_a_users_turn_is_read_and_the_assistants_learnt(tmp_path: Path) -> None:
+    talk = [{"from": "human", "value": "a red <image> square?"}, {"from": "gpt", "value": "two circles"}]
+    Image.new("RGB", (8, 6)).save(tmp_path / "x.png")
+    (tmp_path / "talk.json").write_text(json.dumps([{"id": "1", "image": "x.png", "conversations": talk}]))
+    tokenizer = train_bpe(iter(["a red square", "two circles", "User: Assistant:"] * 4), 300)
+    preprocess_conversations([str(tmp_path / "talk.json")], tmp_path / "d", tokenizer, images=[str(tmp_path)])
+    counts = token_counts(tokenizer)
+    source = DocumentSource("d", IndexedReader(tmp_path / "d"), counts, IMAGE_TOKENS, tokenizer.fingerprint)
+    positions = int(source.positions[0])
+    made = MicroBatchMaker([source], positions, counts, IMAGE_TOKENS, SIZE, True)([[Span(0, 0, 0, positions)]])
+    learnt = made.labels[0][made.loss_mask[0] == 1].tolist()
+    assert tokenizer.decode(learnt).strip() == "two circles\n<|endoftext|>"
+    assert made.pictures == 1

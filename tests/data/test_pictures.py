@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from megatron_vlm.data.pictures import decode_picture
 from megatron_vlm.errors import DataError
@@ -130,3 +130,15 @@ def test_a_picture_that_would_fill_the_memory_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(DataError, match="decompression bomb"):
         decode_picture(data, 4, "here")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_upright_as_its_exif_says(orientation: int) -> None:
+    shown = Image.new("RGB", (64, 64))
+    shown.paste((255, 0, 0), (0, 0, 32, 32))  # upper left
+    shown.paste((0, 255, 0), (32, 0, 64, 32))  # upper right
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = encoded(shown, "JPEG", quality=95, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(stored))).convert("RGB"))
+    assert np.array_equal(decode_picture(stored, 64, "here"), expected)

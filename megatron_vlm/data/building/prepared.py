@@ -175,7 +175,7 @@ class Preparer:
             if known is None:
                 return Reason.UNDECODABLE_IMAGE, "encoded anew, it has no header"
             header = known
-        return _Stored(encoded, header.height, header.width)
+        return _Stored(encoded, *header.shown_size)
 
     def _key(self, pictures: Sequence[_Stored]) -> bytes:
         if self.options.duplicates is Duplicates.KEEP or len(pictures) != 1:
