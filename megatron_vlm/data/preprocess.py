@@ -213,6 +213,8 @@ def preprocess_conversations(
     stores, more = tuple(images), dict(reader or {})
     settings = {"template": chosen.to_map(), "images": list(stores), **{name: str(value) for name, value in more.items()}}
     pictures = picture_store(stores) if stores else None
+    if pictures is not None:
+        pictures.check()
 
     def source(url: str) -> Source:
         return conversation_source(url, pictures=pictures, template=chosen, **more)
@@ -244,6 +246,8 @@ def preprocess_interleaved(
 
     stores, more = tuple(images), dict(reader or {})
     pictures = picture_store(stores) if stores else None
+    if pictures is not None:
+        pictures.check()
 
     def source(url: str) -> Source:
         return interleaved_source(url, pictures=pictures, **more)
