@@ -102,7 +102,7 @@ def parse_range(text: str, count: int) -> range:
         start = stop = -1
     if start < 0 or stop < start:
         raise ConfigError(f"--documents {text} is no range of documents; say 0:10 for the first ten")
-    if start >= count and stop > start:
+    if start >= count and not (after and stop == start):
         raise DataError(f"there are {count} documents, counted from 0; there is no {start}")
     return range(start, min(stop, count))
 

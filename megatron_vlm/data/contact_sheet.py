@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -87,7 +86,8 @@ def _caption(reader: IndexedReader, document: int, picture: int, tokenizer: Toke
         count = min(int(reader.sequence_lengths[sequence]), 4 * LONGEST_CAPTION)
         text = shown_text(reader, document, reader.tokens(sequence, 0, count), tokenizer).removesuffix(END_OF_DOCUMENT)
         if text.strip():
-            return textwrap.shorten(printable(text), LONGEST_CAPTION, placeholder=" ...") or text[:LONGEST_CAPTION]
+            plain = " ".join(printable(text).split())
+            return plain if len(plain) <= LONGEST_CAPTION else plain[:LONGEST_CAPTION].rstrip() + "\u2026"
     return ""
 
 
@@ -188,13 +188,15 @@ def sheet_picture(title: str, entries: Sequence[SheetEntry]) -> bytes:
 
 
 def _font(size: int) -> Any:
-    """One with more than Latin letters where the system has it, else Pillow's own."""
+    """One with as many scripts as the system has, else Pillow's own, which has Latin letters alone."""
     from PIL import ImageFont
 
-    try:
-        return ImageFont.truetype("DejaVuSans.ttf", size)
-    except OSError:
-        return ImageFont.load_default(size)
+    for name in ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf"):
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return ImageFont.load_default(size)
 
 
 def _lines(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> Iterator[str]:

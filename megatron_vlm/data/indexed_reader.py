@@ -216,6 +216,7 @@ class IndexedReader:
         if self._verified:
             return
         index, size = self._paths.index, self._data_bytes
+        self._verify_documents_ends()
         if any(np.any(part[1:] < part[:-1]) for part in _chunks(self.document_indices, overlap=1)):
             raise self._documents_out_of_order()
         promised = 0
@@ -328,12 +329,14 @@ class IndexedReader:
 
     def _verify_ends(self) -> None:
         """What can be seen without a pass over the index: that it ends where the data does."""
-        documents, count = self._document_at, self._count
-        if documents[0] != 0 or documents[-1] != count:
-            raise self._documents_out_of_order()
-        end = self._pointer_at[-1] + self._length_at[-1] * self._itemsize if count else 0
+        self._verify_documents_ends()
+        end = self._pointer_at[-1] + self._length_at[-1] * self._itemsize if self._count else 0
         if end != self._data_bytes:
             self.verify()  # says what is wrong; data in an order of its own is sound
+
+    def _verify_documents_ends(self) -> None:
+        if self._document_at[0] != 0 or self._document_at[-1] != self._count:
+            raise self._documents_out_of_order()
 
 
 def _map_file(path: Path) -> mmap.mmap | bytes:

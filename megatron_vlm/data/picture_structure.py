@@ -1,7 +1,7 @@
 """Whether an encoded picture is whole, told from its framing alone: at the speed of memory rather than of a decoder.
 
 A decoder forgives much that is no use to list, such as bytes after the end. So what looks wrong here is decoded, and only
-what a decoder refuses too is called damaged.
+what a decoder refuses too is called damaged. The checksums of a PNG's pixels decide alone: decoders do not look at them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from megatron_vlm.data.picture_check import find_defect
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM, RST0 to RST7
+_CERTAIN = "whose checksum is wrong"
 _JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
 
 
 def picture_defect(encoded: memoryview) -> str | None:
     """What is wrong with a .jpg, .png or .webp file, or None."""
     suspicion = structure_defect(encoded)
-    if suspicion is None:
-        return None
+    if suspicion is None or suspicion.endswith(_CERTAIN):
+        return suspicion
     defect = find_defect(bytes(encoded))
     return None if defect is None else f"{suspicion} ({defect[1]})"
 
@@ -70,7 +71,8 @@ def _png_defect(encoded: memoryview) -> str | None:
         if end > size:
             break
         if zlib.crc32(encoded[at + 4 : end - 4]) != int.from_bytes(encoded[end - 4 : end], "big"):
-            return f"its PNG has a damaged chunk at byte {at}"
+            what = _CERTAIN if kind in (b"IHDR", b"PLTE", b"IDAT") else "that is damaged"
+            return f"its PNG has a chunk at byte {at} {what}"
         if kind == b"IEND":
             return None
         at = end

@@ -83,7 +83,7 @@ def sample_dataset(
     counts = count_selected([selection])
     if total is not None:
         total(2 * counts.data_bytes)
-    metadata = _metadata(reader, counts, {**size.as_json(), "seed": seed})
+    metadata = _metadata(reader, counts, {"drawn": size.as_json(), "seed": seed})
     return copy_documents(output, [selection], counts, metadata, workers=workers, advance=advance)
 
 

@@ -65,7 +65,8 @@ class ValidationReport:
         lines += [f"  not checked: {reason}" for reason in self.skipped]
         rate = self.bytes_read / max(self.seconds, 1e-9) / 1e9
         speed = f"{self.bytes_read / 1e9:,.3f} GB in {self.seconds:,.1f} s, {rate:,.2f} GB/s"
-        verdict = "sound" if self.sound else f"DAMAGED in {self.findings.total:,} places"
+        places = "place" if self.findings.total == 1 else "places"
+        verdict = "sound" if self.sound else f"DAMAGED in {self.findings.total:,} {places}"
         size = f"{self.documents:,} documents, {self.sequences:,} sequences"
         return "\n".join([f"{self.prefix}: {verdict} ({size}; {speed})", *lines])
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_vlm.data import indexed_reader
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.indexed_writer import IndexedWriter
 from megatron_vlm.errors import DataError
@@ -210,3 +211,68 @@ def test_a_forked_process_reads_on(dataset: Path) -> None:
         os._exit(0 if reader.image_bytes(0) == b"picture" and reader.tokens(1).tolist() == [1, 2, 3] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert reader.tokens(2).tolist() == [4]
+
+
+def test_a_large_index_is_verified_before_the_first_pass_over_it(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexed_reader, "VERIFIED_ON_OPENING", 3)
+    monkeypatch.setattr(indexed_reader, "_CHUNK", 2)
+    assert IndexedReader(dataset).document_images().tolist() == [1, 0, 2]
+    change(dataset.with_name("d.idx"), 34 + 4, "<i", -1)
+    reader = IndexedReader(dataset)
+    assert reader.tokens(2).tolist() == [4]
+    with pytest.raises(DataError, match="sequence 1, -1 elements from byte 12 on, lies outside the 40 bytes"):
+        reader.tokens(1)
+    for call in (reader.document_images, reader.document_text_tokens, reader.verify):
+        with pytest.raises(DataError, match="negative length"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("offset", "form", "value", "message"),
+    [
+        (34, "<i", 2**31 - 1, "sequence 0, 2147483647 elements"),
+        (34 + 4 * 6, "<q", 2**63 - 1, "lies outside"),
+        (34 + 4 * 6, "<q", -4, "lies outside"),
+        (34 + 12 * 6 + 8 * 4, "<b", 7, "neither text .0. nor image .1. but 7"),
+        (34 + 12 * 6 + 8, "<q", 99, "document 0 has sequences 0 to 99 of 6"),
+        (34 + 12 * 6 + 8, "<q", -9, "document 0 has sequences 0 to -9 of 6"),
+    ],
+)
+def test_damage_that_nobody_looked_for_is_met_where_it_is_read(
+    dataset: Path, offset: int, form: str, value: int, message: str
+) -> None:
+    change(dataset.with_name("d.idx"), offset, form, value)
+    reader = IndexedReader(dataset, verify=False)
+    with pytest.raises(DataError, match=message):
+        [reader.image_bytes(sequence) for sequence in reader.document_sequences(0) if sequence == 0]
+    with pytest.raises(DataError):
+        reader.document_images()
+    with pytest.raises(DataError):
+        IndexedReader(dataset)
+
+
+def test_a_pointer_so_large_that_its_end_wraps_around_is_seen(dataset: Path) -> None:
+    change(dataset.with_name("d.idx"), 34 + 4 * 6, "<q", 2**63 - 4)
+    with pytest.raises(DataError, match="truncated"):
+        IndexedReader(dataset)
+
+
+def test_pointers_between_elements(tmp_path: Path) -> None:
+    write(tmp_path / "d", [[[1, 2]], [[3]]], multimodal=False)
+    content = struct.pack("<iix", 1, 2) + struct.pack("<i", 3)
+    (tmp_path / "d.bin").write_bytes(content)
+    change(tmp_path / "d.idx", 34 + 2 * 4 + 8, "<q", 9)
+    reader = IndexedReader(tmp_path / "d")
+    assert reader.tokens(1).tolist() == [3]
+    assert reader.tokens(1, 0, 0).tolist() == []
+    assert reader.tokens(0, 1).tolist() == [2]
+
+
+def test_where_a_byte_and_a_sequence_belong(dataset: Path) -> None:
+    reader = IndexedReader(dataset)
+    assert [reader.sequence_of_byte(byte) for byte in (0, 11, 12, 24, 39)] == [0, 0, 1, 2, 4]
+    assert [reader.document_of_sequence(sequence) for sequence in range(6)] == [0, 0, 2, 2, 2, 2]
+    start, stop = reader.image_place(0)
+    assert reader.data[start:stop] == b"picture"
+    with pytest.raises(ValueError, match="is text"):
+        reader.image_place(1)

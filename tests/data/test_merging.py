@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_vlm.data import atomic_file, document_copy
+from megatron_vlm.data.indexed_format import encode_image_record
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.indexed_writer import IndexedWriter
 from megatron_vlm.data.merging import merge_datasets
@@ -45,10 +47,11 @@ def facts(prefix: Path) -> list[list[int]]:
     return np.load(f"{prefix}.sequences.npy").tolist()
 
 
-@given(st.lists(DOCUMENTS, min_size=1, max_size=4), st.sampled_from([np.uint8, np.uint16, np.int32, np.int64]))
+@settings(max_examples=10)  # each waits for the disk several times
+@given(st.lists(DOCUMENTS, min_size=1, max_size=3), st.sampled_from([np.uint8, np.uint16, np.int32, np.int64]))
 def test_the_bytes_are_those_of_megatrons_own_builder(datasets: list[list[list[Part]]], dtype: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        prefixes = [write(Path(folder) / str(i), documents, dtype) for i, documents in enumerate(datasets)]
+        prefixes = [write_theirs(Path(folder) / str(i), documents, dtype) for i, documents in enumerate(datasets)]
         theirs = megatron.IndexedDatasetBuilder(f"{folder}/theirs.bin", dtype=dtype, multimodal=True)
         for prefix in prefixes:
             theirs.add_index(str(prefix))
@@ -59,7 +62,19 @@ def test_the_bytes_are_those_of_megatrons_own_builder(datasets: list[list[list[P
             ours, expected = (Path(f"{folder}/{name}{suffix}").read_bytes() for name in ("ours", "theirs"))
             assert ours == expected, suffix
         assert IndexedReader(f"{folder}/ours").sequence_count == sequences
-        assert validate_dataset(f"{folder}/ours").findings.total == 0
+        assert validate_dataset(f"{folder}/ours").sound
+
+
+def write_theirs(prefix: Path, documents: list[list[Part]], dtype: Any) -> Path:
+    """With megatron-core's builder, which waits for no disk."""
+    builder = megatron.IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype, multimodal=True)
+    for document in documents:
+        for part in document:
+            elements = np.frombuffer(encode_image_record(part, dtype), dtype) if isinstance(part, bytes) else part
+            builder.add_item(torch.from_numpy(np.array(elements, dtype)), int(isinstance(part, bytes)))
+        builder.end_document()
+    builder.finalize(f"{prefix}.idx")
+    return prefix
 
 
 @pytest.mark.parametrize("long", [1, 1 << 20])

@@ -64,7 +64,8 @@ def test_a_sample_is_part_of_the_dataset_in_its_order(dataset: Path, tmp_path: P
     assert numbers == draw_documents(IndexedReader(dataset), SampleSize(documents=50), 3).tolist()
     assert known == json.loads((tmp_path / "s.json").read_text())
     assert (known["documents"], known["kind"], known["vocab_size"], known["quarantine"]) == (50, "image_text", 999, {})
-    assert {name: known["sampled_from"][name] for name in ("documents", "seed")} == {"documents": 50, "seed": 3}
+    drawn_from = {name: known["sampled_from"][name] for name in ("documents", "drawn", "seed")}
+    assert drawn_from == {"documents": DOCUMENTS, "drawn": {"documents": 50}, "seed": 3}
     assert validate_dataset(tmp_path / "s").checked == ["index", "sidecar", "counts", "checksums"]
     facts = np.load(tmp_path / "s.sequences.npy")
     reader = IndexedReader(tmp_path / "s")

@@ -199,7 +199,7 @@ def sequence_place(prefix: Path, sequence: int) -> tuple[int, int]:
         (0, 0, b"\x09", "its pad count is none that an image record can have"),
         (0, 4, b"no picture", "it begins like no JPEG, PNG or WebP"),
         (0, 4 + 2, b"\x00", "its JPEG has no marker at byte 2"),
-        (2, 4 + 8 + 4 + 4, b"\xff", "its PNG has a damaged chunk at byte 8"),
+        (2, 4 + 8 + 4 + 4, b"\xff", "its PNG has a chunk at byte 8 whose checksum is wrong"),
         (4, 4 + 5, b"\xff", "it is a WebP of"),
         (1, 0, (300).to_bytes(4, "little"), "token id 300 is outside the vocabulary of 300"),
         (3, 4, b"\xff\xff\xff\xff", "token id -1 is outside the vocabulary of 300"),
