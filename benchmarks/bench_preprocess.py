@@ -111,7 +111,7 @@ def write_tar(path: Path, pictures: int, first: int = 0) -> None:
     for _ in range(64):
         small = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
         stream = io.BytesIO()
-        Image.fromarray(small).resize((512, 384), Image.Resampling.BILINEAR).save(stream, "JPEG", quality=88)
+        Image.fromarray(small).resize((512, 384), Image.Resampling.BILINEAR).save(stream, "JPEG", quality=60)
         made.append(stream.getvalue())
     with tarfile.open(path, "w") as tar:
 

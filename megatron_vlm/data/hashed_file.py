@@ -53,11 +53,6 @@ class HashedFile:
     def tell(self) -> int:
         return self._stream.tell()
 
-    def sync(self) -> None:
-        """Flush to the disk."""
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-
     def digests(self) -> list[str]:
         """Hex digest of each block, of a file that is closed."""
         self.close()

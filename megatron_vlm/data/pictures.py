@@ -17,8 +17,9 @@ from megatron_vlm.errors import DataError
 def decode_picture(encoded: bytes, size: int, where: str) -> npt.NDArray[np.uint8]:
     """A .jpg, .png or .webp file -> uint8 `[size, size, 3]`.
 
-    It is turned upright as its EXIF says. Transparent pixels are laid on white; sides are scaled to `size` each (squashed, as SigLIP is trained), bicubic; a JPEG
-    much larger than that is decoded at a fraction of its size. `where` names the picture in the error.
+    It is turned upright as its EXIF says. Transparent pixels are laid on white; sides are scaled to `size` each (squashed,
+    as SigLIP is trained), bicubic; a JPEG much larger than that is decoded at a fraction of its size. `where` names the
+    picture in the error.
 
     Raises:
         DataError: the bytes are no picture.

@@ -1,9 +1,9 @@
 """What is known of a dataset's sequences without decoding them: NAME.sequences.npy, beside the .bin and .idx.
 
 A plain .npy file, int32 `[N, 2]`, one row a sequence in the order of the .idx: a picture's (height, width) in pixels, turned
-upright as its header says, and (1, 0) for text that is learnt or (0, 0) for text that is only read, such as a user's turn. It is this
-package's own: Megatron's tools open the dataset without it, and a dataset without it is all learnt, of pictures whose size
-is not known. It can be made anew from the .bin, except for what is learnt.
+upright as its header says, and (1, 0) for text that is learnt or (0, 0) for text that is only read, such as a user's turn.
+It is this package's own: Megatron's tools open the dataset without it, and a dataset without it is all learnt, of pictures
+whose size is not known. It can be made anew from the .bin, except for what is learnt.
 """
 
 from __future__ import annotations

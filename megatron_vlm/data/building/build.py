@@ -7,8 +7,8 @@ import fcntl
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
@@ -37,6 +37,7 @@ from megatron_vlm.errors import ConfigError, DataError
 UNIT_BYTES = 32 << 20  # of a file that can be cut; part of a job's identity, as its parts are
 FORMAT = 1  # of the parts: another number makes old ones useless
 POLL_SECONDS = 0.2
+LOCK_SECONDS = 2.0  # in which the workers of a run that was killed have ended
 PROCESS_BYTES = 8 << 20  # of sources that make up for the second in which a process starts
 
 
@@ -137,7 +138,7 @@ def _do_units(
     """Have every unit done; how many were already, and the sha256 of each file by url."""
     todo = []
     for number, (file, unit) in enumerate(units):
-        part = Part.find(folder, number)
+        part = Part.find(folder, number, verify=True)
         if part is None:
             todo.append((number, file.source, unit))
         else:
@@ -148,7 +149,7 @@ def _do_units(
     threads = max(1, workers // processes)
     about = worker.WorkerJob(folder, job.tokenizer, job.options, job.dtype.str, parallel=threads > 1)
     if processes == 1:
-        os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
+        worker.set_threads(threads)
         own = worker.Worker(about, progress.shared)
         with progress.watching(), ThreadPoolExecutor(1, thread_name_prefix="hash") as beside:
             hashing = {url: beside.submit(worker.hash_file, url) for url in urls}
@@ -171,8 +172,10 @@ def _in_processes(
     threads: int,
     progress: Progress,
 ) -> dict[str, str]:
-    # Spawned, not forked: a tokenizer's thread pool does not survive a fork.
-    context = multiprocessing.get_context("spawn")
+    # Forked, they have the tokenizer open at once; it starts no thread here. Where there are threads already, which a fork
+    # does not survive, each starts anew.
+    about.tokenizer.flat_backend  # noqa: B018  opened here, once
+    context = multiprocessing.get_context("fork" if threading.active_count() == 1 else "spawn")
     shared = context.Array("q", 3)
     progress.share(shared)
     pool = ProcessPoolExecutor(processes, context, worker.begin, (about, shared, threads))
@@ -336,15 +339,19 @@ def _begin_or_resume(folder: Path, fingerprint: str) -> None:
 
 @contextmanager
 def _only_run(folder: Path) -> Iterator[None]:
-    """Refuse a second run at the same output. The lock ends with the process, however it ends."""
+    """Refuse a second run at the same output. The lock ends with the process and its workers, however they end."""
     folder.mkdir(exist_ok=True)
     with open(folder / "lock", "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"another run is writing {folder.with_suffix('')}: wait for it, or choose another output"
-            ) from None
+        given_up = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > given_up:
+                    output = folder.with_suffix("")
+                    raise DataError(f"another run is writing {output}: wait for it, or choose another output") from None
+                time.sleep(0.05)
         yield
 
 

@@ -1,11 +1,14 @@
 """The finished work of one unit, on disk: what an interrupted run need not do again.
 
 Three files in the folder of the job: UNIT.bin, the sequences; UNIT.columns, the arrays of `as_columns` by numpy.save; and
-UNIT.json, the counts and what was set aside. The .json is renamed last: where it is, the part is whole.
+UNIT.json, the counts and what was set aside. The .json is renamed last: where it is, the part is whole, whatever killed the
+process. A power cut is another matter, as nothing is flushed to the disk before the dataset is: a later run compares the
+files with the digests in the .json before it uses them.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import mmap
 import os
@@ -17,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_vlm.data.atomic_file import sync_folder
 from megatron_vlm.data.building.prepared import KEY_BYTES, PreparedBatch, as_columns
+from megatron_vlm.data.checksums import file_digests
 from megatron_vlm.data.disk_column import DiskColumn
 from megatron_vlm.data.hashed_file import HashedFile
 from megatron_vlm.data.quarantine import Rejection
@@ -39,7 +42,8 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
 class PartCounts:
     """What became of a unit's records.
 
-    `bytes` and `digests` are the .bin's; `rejections` are rows of the quarantine, their records counted from 0 in the unit.
+    `bytes` and `digests` are the .bin's, `column_digests` the .columns'; `rejections` are rows of the quarantine, their
+    records counted from 0 in the unit.
     """
 
     records: int = 0
@@ -47,6 +51,7 @@ class PartCounts:
     tokens: int = 0
     bytes: int = 0
     digests: list[str] = field(default_factory=list)
+    column_digests: list[str] = field(default_factory=list)
     filtered: dict[str, int] = field(default_factory=dict)
     rejections: list[dict[str, Any]] = field(default_factory=list)
 
@@ -79,23 +84,21 @@ class PartWriter:
     def commit(self) -> PartCounts:
         self.counts.bytes = self._data.tell()
         self.counts.filtered = dict(self._filtered)
-        self._data.sync()
         self.counts.digests = self._data.digests()
-        with open(self._aside(".columns"), "wb") as stream:
+        with HashedFile(self._aside(".columns")) as stream:
             for name, (dtype, row) in COLUMNS.items():
                 column = self._columns[name]
                 rows = column.count // (row[0] if row else 1)
-                header = {"descr": dtype, "fortran_order": False, "shape": (rows, *row)}
-                np.lib.format.write_array_header_1_0(stream, header)
+                header = io.BytesIO()
+                shape = {"descr": dtype, "fortran_order": False, "shape": (rows, *row)}
+                np.lib.format.write_array_header_1_0(header, shape)
+                stream.write(header.getvalue())
                 for block in column.blocks():
                     stream.write(block.tobytes())
-            _sync(stream)
-        with open(self._aside(".json"), "w", encoding="utf-8") as text:
-            json.dump(asdict(self.counts), text)
-            _sync(text)
+        self.counts.column_digests = stream.digests()
+        self._aside(".json").write_text(json.dumps(asdict(self.counts)), encoding="utf-8")
         for suffix in (".bin", ".columns", ".json"):
             os.replace(self._aside(suffix), self._base.with_name(self._base.name + suffix))
-        sync_folder(self._base.parent)
         self._discard_columns()
         return self.counts
 
@@ -114,26 +117,32 @@ class PartWriter:
 
 
 class Part:
-    """A part that was committed, or None by `find`."""
+    """A part that was committed."""
 
     def __init__(self, folder: Path, unit: int, counts: PartCounts) -> None:
         self._base = folder / f"{unit:08d}"
         self.counts = counts
 
     @classmethod
-    def find(cls, folder: Path, unit: int) -> Part | None:
+    def find(cls, folder: Path, unit: int, verify: bool = False) -> Part | None:
+        """The part of a unit, or None where there is none; with `verify`, also where its files are not what was written."""
         path = folder / f"{unit:08d}.json"
         if not path.with_suffix(".bin").is_file():
             return None  # it became a dataset's .bin, and that was not finished
         try:
-            return cls(folder, unit, PartCounts(**json.loads(path.read_text(encoding="utf-8"))))
-        except FileNotFoundError:
+            part = cls(folder, unit, PartCounts(**json.loads(path.read_text(encoding="utf-8"))))
+            return part if not verify or part._is_sound() else None
+        except (FileNotFoundError, ValueError, TypeError):
             return None
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays of `as_columns`, by name."""
         with open(self._base.with_name(self._base.name + ".columns"), "rb") as stream:
             return {name: np.load(stream, allow_pickle=False) for name in COLUMNS}
+
+    def _is_sound(self) -> bool:
+        columns = file_digests(self._base.with_name(self._base.name + ".columns"))
+        return columns == self.counts.column_digests and file_digests(self.data_path) == self.counts.digests
 
     @property
     def data_path(self) -> Path:
@@ -157,8 +166,3 @@ def _row(rejection: Rejection) -> dict[str, Any]:
         "reason": rejection.reason.value,
         "detail": rejection.detail,
     }
-
-
-def _sync(stream: Any) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())

@@ -24,6 +24,7 @@ class Progress:
     def __init__(self, total: int, show: bool) -> None:
         from tqdm import tqdm
 
+        tqdm.monitor_interval = 0  # its thread would forbid a fork
         self.shared: Any = LocalCounter()
         self._show, self._bar_on = show, show and sys.stderr.isatty()
         self._tqdm = tqdm

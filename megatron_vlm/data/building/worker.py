@@ -117,13 +117,20 @@ def hash_file(url: str) -> str:
 _worker: Worker | None = None
 
 
+def set_threads(threads: int) -> None:
+    """Of the tokenizers' own libraries, which read this once, when they first encode."""
+    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
+    if threads == 1:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
 def begin(job: WorkerJob, progress: Any, threads: int) -> None:
     """Set a process up."""
     global _worker
-    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    set_threads(threads)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        # A run that is killed cannot end its workers: they watch it.
+        # A run that is killed cannot end its workers: they watch it. (A parent_process() is known to forked ones too.)
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _worker = Worker(job, progress)
 

@@ -59,8 +59,8 @@ def image_text_source(
 
     Args:
         captions: the field that holds the caption, or the weights of several, of which one is drawn for each record; as the
-            format names its fields: "txt" or "caption" (of the .json, or "syn.json:caption") of a tar, a column of a .parquet, a field of a .jsonl. By
-            default what is common in the format.
+            format names its fields: "txt" or "caption" (of the .json; "syn.json:caption" of another) of a tar, a column of a
+            .parquet, a field of a .jsonl. By default what is common in the format.
         choice: what to do with a list of captions.
         seed: seeds what is drawn.
         image: the column of a .parquet with the pictures, or the field of a .jsonl with their paths.

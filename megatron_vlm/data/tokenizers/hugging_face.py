@@ -156,10 +156,17 @@ def without_special_tokens(text: str, special: Iterable[str]) -> str:
         model["vocab"] = [[hidden(word), score] for word, score in model["vocab"]]
     if model.get("unk_token"):
         model["unk_token"] = hidden(model["unk_token"])
-    if model.get("merges"):
+    # most often no merge makes a special token, which one look at all of them tells
+    if any(name in made for made in [all_merges(model.get("merges") or [])] for name in special):
         pairs = ((m, m.split(" ")) if isinstance(m, str) else (m, m) for m in model["merges"])
         model["merges"] = [m for m, pair in pairs if special.isdisjoint((*pair, "".join(pair)))]
     return orjson.dumps(parsed).decode()
+
+
+def all_merges(merges: Sequence[Any]) -> str:
+    """The merges as one text, in which both parts of a pair and what they make are found."""
+    pairs = [m.split(" ") if isinstance(m, str) else m for m in merges]
+    return "\n".join(["".join(pair) for pair in pairs])
 
 
 def _parsed(text: str) -> Any:

@@ -132,6 +132,22 @@ def test_parts_of_another_job_are_not_used(
     assert run(prose, tmp_path / "d", tokenizer).result.again == 3
 
 
+@pytest.mark.parametrize("suffix", [".bin", ".columns", ".json"])
+def test_a_part_that_did_not_reach_the_disk_is_made_again(
+    prose: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(building, "UNIT_BYTES", 700)
+    with monkeypatch.context() as patched:
+        stop_after(patched, 3)
+        with pytest.raises(KeyboardInterrupt):
+            run(prose, tmp_path / "a" / "d", tokenizer)
+    damaged = parts_folder(tmp_path / "a" / "d") / f"{1:08d}{suffix}"
+    damaged.write_bytes(bytes(damaged.stat().st_size))  # what a power cut leaves
+    assert run(prose, tmp_path / "a" / "d", tokenizer).result.again == 2
+    run(prose, tmp_path / "b" / "d", tokenizer)
+    assert everything(tmp_path / "a") == everything(tmp_path / "b")
+
+
 def stop_after(monkeypatch: pytest.MonkeyPatch, units: int) -> None:
     own = building.worker.Worker.do
 
