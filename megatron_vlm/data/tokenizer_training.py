@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from megatron_vlm.data.quarantine import Rejection
+from megatron_vlm.data.records import Source, Text
+from megatron_vlm.data.sources.opening import InputFile
 from megatron_vlm.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from megatron_vlm.errors import ConfigError, DataError
 
@@ -12,7 +15,40 @@ BYTES = 256
 SMALLEST_VOCABULARY = BYTES + len(SPECIAL_TOKENS)
 
 
-def train_bpe(texts: Iterator[str], vocab_size: int, *, min_frequency: int = 2, show_progress: bool = False) -> Tokenizer:
+class TrainingTexts:
+    """The texts of some files, for `train_bpe`: of every document, learnt or only read; pictures and the names of special
+    tokens are none.
+
+    Records that cannot be used are passed over and counted.
+
+    Args:
+        inputs: each file with what reads it.
+
+    Attributes:
+        texts, rejected: how many texts have been given so far, and records passed over.
+    """
+
+    def __init__(self, inputs: Sequence[tuple[InputFile, Source]]) -> None:
+        self.texts = self.rejected = 0
+        self._inputs = inputs
+
+    def __iter__(self) -> Iterator[str]:
+        """Reads the files anew. Raises DataError for a file that cannot be opened, or is not of its format at all."""
+        self.texts = self.rejected = 0
+        for file, source in self._inputs:
+            for unit in source.units(file.url, file.size, max(file.size, 1)):
+                for record in source.read(unit):
+                    if isinstance(record, Rejection):
+                        self.rejected += 1
+                        continue
+                    for document in record.documents:
+                        for part in document:
+                            if isinstance(part, Text) and not part.special:
+                                self.texts += 1
+                                yield part.text
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2, show_progress: bool = False) -> Tokenizer:
     """Byte-level BPE over `texts`, split into words as GPT-2 does; every text can be encoded and decoded
     back.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from megatron_vlm.data.quarantine import Reason
 from megatron_vlm.data.records import Unit
@@ -12,7 +12,7 @@ from megatron_vlm.data.sources.decompression import Damaged, split_compression
 from megatron_vlm.data.sources.json_array import begins_array, read_array
 from megatron_vlm.data.sources.json_values import as_object, parse_object
 from megatron_vlm.data.sources.opening import open_decompressed
-from megatron_vlm.data.sources.splitting import LONGEST_PIECE, split_stream
+from megatron_vlm.data.sources.splitting import BLOCK_BYTES, LONGEST_PIECE, split_stream
 from megatron_vlm.data.sources.unusable import Unusable
 
 
@@ -87,7 +87,7 @@ def read_lines(unit: Unit, limit: int = LONGEST_PIECE) -> Iterator[tuple[int, li
         begin = unit.start - 1 if inside else 0  # the byte before tells whether a line begins at `start`
         stop = None if compressed else unit.stop
         if begin:
-            stream.seek(begin)
+            _go_to(stream, begin)
         for offset, lines, passed_over in split_stream(stream, limit=limit, start=begin, inside=inside, stop=stop):
             if stop is not None:
                 if offset >= stop:
@@ -95,7 +95,15 @@ def read_lines(unit: Unit, limit: int = LONGEST_PIECE) -> Iterator[tuple[int, li
                 end = offset + sum(map(len, lines)) + len(lines)
                 while lines and end - 1 - len(lines[-1]) >= stop:
                     end -= len(lines.pop()) + 1
-            yield offset, lines, min(max(stored_bytes() - unit.start, 0), unit.size), passed_over
+            yield offset, lines, min(stored_bytes(), unit.size), passed_over
+
+
+def _go_to(stream: BinaryIO, offset: int) -> None:
+    if stream.seekable():
+        stream.seek(offset)
+        return
+    while offset and (passed := len(stream.read(min(offset, BLOCK_BYTES)))):  # a server that gives no ranges
+        offset -= passed
 
 
 def _attempt(line: bytes) -> dict[str, Any] | Unusable:

@@ -102,9 +102,11 @@ def _expand_remote(pattern: str) -> Iterator[InputFile]:
         if info is not None:
             yield _remote_file(pattern, info)
         elif glob.has_magic(path):
+            # As the pattern is spelt: with the user and the host that some stores' names go without.
+            before = pattern.removesuffix(path) if pattern.endswith(path) else None
             for name, info in sorted(file_system.glob(path, detail=True).items()):
                 if info.get("type") != "directory":
-                    url = file_system.unstrip_protocol(name)
+                    url = file_system.unstrip_protocol(name) if before is None else before + name
                     yield _remote_file(url, info if info.get("size") is not None else file_system.info(name))
 
 
@@ -139,22 +141,18 @@ def open_input(url: str) -> BinaryIO:
     Raises:
         DataError: the file is not there or may not be read, or what opens its URL is not installed.
     """
-    raw: io.RawIOBase
-    try:
-        raw = _RemoteFile(url) if is_remote(url) else _LocalFile(url)
-    except OSError as error:
-        raise DataError(f"{url} cannot be opened: {error.strerror or error}") from error
-    return io.BufferedReader(raw, BUFFER_BYTES)
+    return io.BufferedReader(_open_raw(url), BUFFER_BYTES)
 
 
 @contextmanager
 def open_decompressed(url: str) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
-    """The decompressed content of a file, and what tells how many bytes of the file have been read for it.
+    """The decompressed content of a file, and what tells how many bytes of the file have been read for it, ahead included.
 
     Reading raises `Damaged` as `decompressed` says, and DataError as `open_input` says.
     """
-    with open_input(url) as stored:
-        yield decompressed(stored, url), stored.tell
+    raw = _open_raw(url)  # it counts: asking a buffered file for its place is a system call
+    with io.BufferedReader(raw, BUFFER_BYTES) as stored:
+        yield decompressed(stored, url), lambda: raw.taken
 
 
 def file_sha256(url: str | Path) -> str:
@@ -167,15 +165,21 @@ def file_sha256(url: str | Path) -> str:
 
 
 class _LocalFile(io.FileIO):
-    def readinto(self, buffer: Any) -> int | None:
+    taken = 0  # bytes that have been read
+
+    def readinto(self, buffer: Any) -> int:
         try:
-            return super().readinto(buffer)
+            count = super().readinto(buffer) or 0
         except OSError as error:
             raise DataError(f"{self.name} cannot be read: {error.strerror or error}") from error
+        self.taken += count
+        return count
 
 
 class _RemoteFile(io.RawIOBase):
     """A file of fsspec, whose errors name it, whatever package they come from."""
+
+    taken = 0  # bytes that have been read
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -193,6 +197,7 @@ class _RemoteFile(io.RawIOBase):
         with _remote_errors(self._url):
             content = self._file.read(len(buffer))
         buffer[: len(content)] = content
+        self.taken += len(content)
         return len(content)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -206,6 +211,13 @@ class _RemoteFile(io.RawIOBase):
         if not self.closed:
             self._file.close()
         super().close()
+
+
+def _open_raw(url: str) -> _LocalFile | _RemoteFile:
+    try:
+        return _RemoteFile(url) if is_remote(url) else _LocalFile(url)
+    except OSError as error:
+        raise DataError(f"{url} cannot be opened: {error.strerror or error}") from error
 
 
 def _file_system(url: str) -> tuple[Any, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 from megatron_vlm.data.quarantine import Reason, Rejection
@@ -29,8 +30,8 @@ def _damage() -> tuple[type[Exception], ...]:
 
 
 def column_names(url: str) -> list[str] | None:
-    """The columns of a file, and at last the ones within structs, with dots ("meta.text"); None where the file is damaged or no
-    parquet at all.
+    """The columns of a file, and at last the ones within structs, with dots ("meta.text"); None where the file is damaged
+    or no parquet at all.
     """
     try:
         with _open(url) as file:
@@ -87,8 +88,9 @@ def read_rows(unit: Unit, wanted: list[str], rows_at_once: int) -> Iterator[tupl
             groups = range(unit.start, unit.stop)
             first, total = sum(counts[: unit.start]), sum(counts[n] for n in groups)
             present = [name for name in dict.fromkeys(wanted) if name in file.schema_arrow.names or _is_leaf(file, name)]
-            batches = file.iter_batches(rows_at_once, row_groups=list(groups), columns=present, use_threads=False)
-            for batch in batches:
+            # Group by group: a batch across a border would be lost to damage behind it.
+            batches = (file.iter_batches(rows_at_once, row_groups=[n], columns=present, use_threads=False) for n in groups)
+            for batch in chain.from_iterable(batches):
                 table = pyarrow.Table.from_batches([batch])
                 columns = {name: _values(_column(table, name)) for name in present}
                 for place in range(batch.num_rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -76,7 +77,7 @@ class PlainText:
 
     def _document(self, unit: Unit, content: bytes, offset: int, number: int, bytes_read: int) -> Record | Rejection:
         try:
-            text = content.decode("utf-8-sig" if offset == 0 else "utf-8")
+            text = (content.removeprefix(BOM_UTF8) if offset == 0 else content).decode()
         except UnicodeDecodeError as error:
             return Rejection(unit.url, "", Reason.INVALID_UNICODE, str(error), offset, number, bytes_read)
         if not text or text.isspace():
@@ -102,7 +103,7 @@ def _paragraphs(stream: BinaryIO, limit: int) -> Iterator[tuple[int, bytes, int]
     for offset, pieces, passed_over in split_stream(stream, limit=limit):
         if passed_over:
             begin, size = (begin, size) if size else (offset, 0)
-            size += passed_over
+            size += passed_over + 1
             lines.clear()
         for line in pieces:
             if line and not line.isspace():

@@ -87,10 +87,12 @@ class TarMembers:
             self.offset += len(header)
             if not header:
                 break
-            if header == ZEROS[: len(header)] and (ended or len(header) == BLOCK) and not extended:
+            if header == ZEROS and not extended:
                 ended = True
                 continue
             if len(header) < BLOCK:
+                if ended and not any(header):
+                    continue
                 raise Damaged(f"it breaks off in a member header at byte {at}")
             _check(header, at)
             ended = False

@@ -9,6 +9,7 @@ import lzma
 import pickle
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,8 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".jsonl": bytes,
     ".jsonl.gz": gzip.compress,
     ".jsonl.zst": zstandard.compress,
-    ".ndjson.bz2": bz2.compress,
-    ".json.xz": lzma.compress,
+    ".ndjson.bz2": partial(bz2.compress, compresslevel=1),
+    ".json.xz": partial(lzma.compress, preset=0),
 }
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), max_size=5)
 
@@ -226,6 +227,18 @@ def test_a_truncated_file_is_reported_after_what_could_be_read(tmp_path: Path, s
         assert last.reason is Reason.BROKEN_FILE
         assert texts_of(records) == [str(n * n) for n in range(len(records))]
         assert len(records) <= 20_000
+
+
+def test_a_store_without_ranges_is_read_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    content = b"".join(b'{"text": "%d"}\n' % n for n in range(1000))
+    with fsspec.open("memory://lines/a.jsonl", "wb") as stream:
+        stream.write(content)
+    for seekable in (True, False):
+        monkeypatch.setattr("fsspec.implementations.memory.MemoryFile.seekable", lambda _, answer=seekable: answer)
+        units = JsonLines().units("memory://lines/a.jsonl", len(content), 3000)
+        assert len(units) > 3
+        assert texts_of([record for unit in units for record in JsonLines().read(unit)]) == [str(n) for n in range(1000)]
 
 
 def test_a_compressed_file_is_one_unit_and_a_plain_one_is_cut_evenly(tmp_path: Path) -> None:
