@@ -112,14 +112,16 @@ def _batch_rows(group: Any) -> int:
 
 
 def _values(batch: Any) -> Iterator[dict[str, Any] | Defect]:
-    """The rows of a batch. Text is checked only as it becomes a Python string, and one bad one spoils the batch."""
+    """The rows of a batch. What Python has no value for, such as text that is no UTF-8, shows only here; it costs its row."""
     try:
         yield from batch.to_pylist()
         return
-    except UnicodeDecodeError:
+    except (ValueError, ArithmeticError):
         pass
     for index in range(batch.num_rows):
         try:
             yield batch.slice(index, 1).to_pylist()[0]
         except UnicodeDecodeError as error:
             yield Defect(Reason.INVALID_UNICODE, str(error))
+        except (ValueError, ArithmeticError) as error:
+            yield Defect(Reason.BROKEN_FILE, f"a value that cannot be read: {error}")
