@@ -304,7 +304,8 @@ RECORDS = st.dictionaries(st.sampled_from(["id", "image", "images", "conversatio
 
 @given(records=st.lists(RECORDS, min_size=1, max_size=5))
 def test_no_json_makes_the_reader_raise(records: list[Any], tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("any")
+    folder = tmp_path_factory.getbasetemp() / "any"
+    folder.mkdir(exist_ok=True)
     path = folder / "a.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     outcomes = read(ConversationSource(FolderPictures(str(folder))), path)

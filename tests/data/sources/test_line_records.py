@@ -25,7 +25,7 @@ def lines_of(path: Path, target: int) -> list[Line]:
     lines=st.lists(st.binary(max_size=9).filter(lambda b: b"\n" not in b)), ended=st.booleans(), target=st.integers(1, 60)
 )
 def test_cuts_change_nothing(lines: list[bytes], ended: bool, target: int, tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = tmp_path_factory.mktemp("lines") / "a.jsonl"
+    path = tmp_path_factory.getbasetemp() / "cut.jsonl"
     text = b"\n".join(lines) + b"\n" * ended
     path.write_bytes(text)
     units = line_units(str(path), len(text), target)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from megatron_vlm.data.quarantine import Reason, Rejection
 from megatron_vlm.data.records import Unit
@@ -122,6 +124,34 @@ def test_text_that_is_no_utf8_costs_its_row(tmp_path: Path) -> None:
     pq.write_table(pa.table({"t": texts}), path)
     found = [row.fields["t"] if isinstance(row, Row) else row.reason for row in rows_of(path)]
     assert found == ["zero", Reason.INVALID_UNICODE, "two"]
+
+
+def test_a_value_that_python_does_not_have_costs_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"n": pa.array([0, 2**62, 2], pa.timestamp("us"))}), path)
+    found = [isinstance(row, Row) or row.reason for row in rows_of(path)]
+    assert found == [True, Reason.BROKEN_FILE, True]
+
+
+@settings(max_examples=150)
+@given(flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6))
+def test_no_damage_to_a_parquet_makes_the_reader_raise(
+    flips: list[tuple[float, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "flipped.parquet"
+    table = pa.table({"texts": [["one", None, "é"]] * 20, "images": [[None, b"x" * 50]] * 20, "url": ["u"] * 20})
+    pq.write_table(table, path, row_group_size=7)
+    stored = bytearray(path.read_bytes())
+    for place, value in flips:
+        stored[int(place * len(stored))] = value
+    path.write_bytes(stored)
+    try:
+        units = row_units(str(path), len(stored), 1)
+    except DataError:
+        units = [Unit(str(path), 0, 3, 9)]
+    for unit in units:
+        for row in read_rows(unit, ["texts", "images"]):
+            assert isinstance(row, (Row, Rejection))
 
 
 def test_what_is_no_parquet_is_told_at_the_start(tmp_path: Path) -> None:
