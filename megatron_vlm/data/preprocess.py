@@ -200,8 +200,8 @@ def preprocess_conversations(
         images: the folder or the tars that hold the pictures, where the records name them.
         reader: further fields of `megatron_vlm.data.sources.conversations.ConversationSource`.
 
-    The other arguments, and what is raised, are those of `preprocess_text`; DataError also where the tokenizer lacks a special
-    token of the template.
+    The other arguments, and what is raised, are those of `preprocess_text`; DataError also where the tokenizer lacks a
+    special token of the template.
     """
     chosen = load_template(template) if isinstance(template, str) else template
     for name in chosen.special_names():

@@ -138,7 +138,7 @@ def test_pictures_out_of_a_tar(make_tar: MakeTar, tmp_path: Path) -> None:
 
 BROKEN: list[tuple[Any, Reason, str]] = [
     ("{", Reason.BROKEN_JSON, "unexpected|Expecting"),
-    ("[]", Reason.BROKEN_JSON, "list"),
+    ("[]", Reason.BROKEN_JSON, "an array where"),
     ({"id": "x"}, Reason.MISSING_TEXT, "it has 'id'"),
     ({"conversations": None}, Reason.MISSING_TEXT, "none of the fields"),
     ({"conversations": []}, Reason.BROKEN_CONVERSATION, "empty"),

@@ -16,7 +16,7 @@ from megatron_vlm.data.quarantine import Reason, Rejection
 from megatron_vlm.data.records import Unit
 from megatron_vlm.data.sources.conversations import ConversationSource
 from megatron_vlm.data.sources.interleaved import InterleavedSource
-from megatron_vlm.data.sources.row_files import Row, read_rows, record_key, row_units
+from megatron_vlm.data.sources.row_files import Row, read_rows, row_units
 from megatron_vlm.errors import DataError
 
 
@@ -74,7 +74,8 @@ def test_damage_comes_after_what_was_read(tmp_path: Path) -> None:
     assert (rest.reason, rest.number, rest.bytes_read) == (Reason.BROKEN_FILE, len(rows) - 1, path.stat().st_size)
     (tmp_path / "b.json.gz").write_bytes(b"no gzip")
     assert numbers(rows_of(tmp_path / "b.json.gz")) == [Reason.BROKEN_FILE]
-    assert numbers(list(read_rows(Unit(str(tmp_path / "none.jsonl"), 0, 9, 9)))) == [Reason.BROKEN_FILE]
+    with pytest.raises(DataError, match=r"none\.jsonl cannot be opened: No such file"):
+        list(read_rows(Unit(str(tmp_path / "none.jsonl"), 0, 9, 9)))
 
 
 def test_one_broken_element_does_not_cost_the_next(tmp_path: Path) -> None:
@@ -156,11 +157,14 @@ def test_no_damage_to_a_parquet_makes_the_reader_raise(
 
 def test_what_is_no_parquet_is_told_at_the_start(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    for content in (b"", b"no parquet" * 10, b"PAR1" + b"x" * 50 + b"PAR1"):
+    for content in (b"", b"no parquet" * 10, b"<html>"):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=r"a\.parquet cannot be read as a parquet file"):
+        with pytest.raises(DataError, match=r"a\.parquet is no parquet file: "):
             row_units(str(path), len(content), 10)
     assert numbers(list(read_rows(Unit(str(path), 0, 1, 9)))) == [Reason.BROKEN_FILE]
+    # one that is, but for its end, is damage as any other
+    path.write_bytes(b"PAR1" + b"x" * 50 + b"PAR1")
+    assert numbers(rows_of(path)) == [Reason.BROKEN_FILE]
 
 
 def test_a_parquet_without_any_of_the_columns_is_told_at_the_start(tmp_path: Path) -> None:
@@ -172,9 +176,3 @@ def test_a_parquet_without_any_of_the_columns_is_told_at_the_start(tmp_path: Pat
     for source in (ConversationSource(), InterleavedSource()):
         with pytest.raises(DataError, match="it has 'x', 'y'"):
             source.units(str(path), 9, 9)
-
-
-def test_keys() -> None:
-    assert record_key({"id": 5, "url": "u"}, ("id", "url")) == "5"
-    assert record_key({"id": None, "url": "u"}, ("id", "url")) == "u"
-    assert record_key({"id": True, "url": 1.5}, ("id", "url")) == ""
