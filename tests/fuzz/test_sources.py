@@ -226,7 +226,7 @@ def run_input(kinds: list[Kind], number: int, folder: Path) -> str:
         stored = mutated(PACKS[kind.pack](kind.sound), other, draw)
     path = folder / f"mutated{kind.suffix}{kind.pack}"
     path.write_bytes(stored)
-    target = draw.choice((1, 200, 1 << 30))
+    target = draw.choice((50, 500, 1 << 30))
     begin = time.process_time()
     try:
         units = kind.source.units(str(path), len(stored), target)
