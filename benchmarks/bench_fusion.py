@@ -6,7 +6,7 @@ A batch with pictures of 256 rows, a quarter of all positions (--share). `fuse_e
 Of the others, the lookup is counted too unless the line says "merge alone":
   lookup + index_copy     torch.nn.functional.embedding, transposed, then index_copy at known positions
   masked_scatter          its cheapest spelling, with a mask that is made once
-  LlavaModel              transformers' `LlavaModel.get_placeholder_mask` and its masked_scatter, where transformers is installed
+  LlavaModel              transformers' `LlavaModel.get_placeholder_mask` and its masked_scatter, where it is installed
   LLaVAModel              megatron-core's `LLaVAModel._preprocess_data`, labels and loss mask included
   MIMO                    megatron-core's `align_embeddings_by_token_positions`, where megatron-core has it
 Backward: gradients of the embedding and of the image rows. What is compared is checked to be equal first. One thread; all

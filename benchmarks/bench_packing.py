@@ -8,9 +8,9 @@ prose is short enough to fill what pictures leave; in the other, most documents 
 documents cannot fill packs. L2 is the bound of Martello and Toth: no packing of whole documents has fewer packs. One
 thread; times are of the CPU, and a table's ratios are of medians.
 
-trl's `pack_dataset(strategy="bfd")`, where trl is installed (`pip install 'megatron_vlm[bench]'`), plans and gathers the first
---peer-documents of the same documents, of one byte a token, in one batch; `plan_packs` and `assemble` do these two apart,
-so its time is beside that of `plan_packs` for the same documents, and its packs beside the packs.
+trl's `pack_dataset(strategy="bfd")`, where trl is installed (`pip install 'megatron_vlm[bench]'`), plans and gathers the
+first --peer-documents of the same documents, of one byte a token, in one batch; `plan_packs` and `assemble` do these two
+apart, so its time is beside that of `plan_packs` for the same documents, and its packs beside the packs.
 
 With three budgets pictures have 256 to 2304 patches each. A pack's cost is that of a model of 1 B parameters: 6e9 a
 position, 12 x 24 x 2048 a pair of positions, and 2.4e9 a patch. "Worst" is the costliest rank over the mean of the

@@ -64,8 +64,8 @@ def launch(arguments: list[str]) -> None:
 
 def _smoke_data(folder: Path) -> list[str]:
     """Overrides for the bundled data, preprocessed once by the first process of this machine."""
-    from megatron_vlm.data.sources.opening import expand_inputs
     from megatron_vlm.data.preprocess import preprocess_image_text, preprocess_text
+    from megatron_vlm.data.sources.opening import expand_inputs
     from megatron_vlm.data.tokenizer import Tokenizer
 
     path = SAMPLE / "tokenizer"

@@ -90,8 +90,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mixed.add_argument("--text-separator", metavar="TEXT", help="between texts (default: blank line, or space for MMC4)")
     for made in (talk, mixed):
         made.add_argument("--images", nargs="+", default=[], metavar="DIR|TAR", help="folder or tars that hold the pictures")
-        made.add_argument("--naming", choices=("path", "file_name", "url_sha256", "url_sha1", "url_md5"), default="path",
-                          help="how a picture there is named: by the record's path, its last part, or a hash of the URL")  # fmt: skip
+        made.add_argument(
+            "--naming",
+            choices=("path", "file_name", "url_sha256", "url_sha1", "url_md5"),
+            default="path",
+            help="how a picture there is named: by the record's path, its last part, or a hash of the URL",
+        )
         made.add_argument("--max-images", type=int, metavar="N", help="pictures that a document may have")
     for made in (pictures, talk, mixed):
         _add_pictures(made)
@@ -151,9 +155,12 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min-caption", type=int, default=0, metavar="CHARS", help="leave out shorter captions")
     group.add_argument("--max-caption", type=int, metavar="CHARS", help="leave out longer captions")
     group.add_argument(
-        "--duplicates", choices=("keep", "sha256", "dhash"), default="keep",
-        help="leave out a picture that was there before: the same bytes, or alike to a 64-bit difference hash (default: keep)",
-    )  # fmt: skip
+        "--duplicates",
+        choices=("keep", "sha256", "dhash"),
+        default="keep",
+        help="leave out a picture that was there before: the same bytes, or alike to a 64-bit difference hash "
+        "(default: keep)",
+    )
     group.add_argument("--max-side", type=int, metavar="PIXELS", help="make larger ones anew with this longer side")
     group.add_argument(
         "--image-format", choices=("keep", "jpeg", "webp", "png"), default="keep", help="make others anew (default: keep)"

@@ -69,13 +69,13 @@ def make_questions(tars: Sequence[InputFile], name_key: str = "name", seed: int 
     """
     records: list[_Named] = []
     for tar in tars:
-        for record in read_file(image_text_source(tar.url, captions=name_key), tar):
-            if isinstance(record, Rejection):
-                raise DataError(f"{record.file}, {record.key}: {record.reason}: {record.detail}")
-            picture, name = record.documents[0]
+        for found in read_file(image_text_source(tar.url, captions=name_key), tar):
+            if isinstance(found, Rejection):
+                raise DataError(f"{found.file}, {found.key}: {found.reason}: {found.detail}")
+            picture, name = found.documents[0]
             assert isinstance(picture, Picture)
             assert isinstance(name, Text)
-            records.append(_Named(record.key, picture.encoded, name.text))
+            records.append(_Named(found.key, picture.encoded, name.text))
     names = sorted({record.name for record in records})
     if len(names) < CHOICES:
         raise DataError(f"{tars[0].url}: naming needs {CHOICES} different names, and there are {len(names)}")

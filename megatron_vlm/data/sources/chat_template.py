@@ -146,15 +146,15 @@ def joined(parts: Sequence[Part]) -> Document:
     run: list[str] = []  # of texts that belong together, joined when the run ends: long conversations stay linear
     learnt = False
     for part in parts:
-        plain = type(part) is Text and not part.special
-        if plain and not part.text:
+        plain = part if isinstance(part, Text) and not part.special else None
+        if plain is not None and not plain.text:
             continue
-        if run and not (plain and part.learnt is learnt):
+        if run and (plain is None or plain.learnt is not learnt):
             result.append(Text("".join(run), learnt))
             run = []
-        if plain:
-            run.append(part.text)
-            learnt = part.learnt
+        if plain is not None:
+            run.append(plain.text)
+            learnt = plain.learnt
         else:
             result.append(part)
     if run:
@@ -267,8 +267,15 @@ BUILT_IN: Mapping[str, ChatTemplate] = {
                 "The assistant gives helpful, detailed, and polite answers to the user's questions."
             ),
         ),
-        ChatTemplate("chatml", *(_chatml(role) for role in Role)),
-        ChatTemplate("llama3", *(_llama3(role) for role in Role), begin=(_special("<|begin_of_text|>"),), trim=True),
+        ChatTemplate("chatml", _chatml(Role.SYSTEM), _chatml(Role.USER), _chatml(Role.ASSISTANT)),
+        ChatTemplate(
+            name="llama3",
+            system=_llama3(Role.SYSTEM),
+            user=_llama3(Role.USER),
+            assistant=_llama3(Role.ASSISTANT),
+            begin=(_special("<|begin_of_text|>"),),
+            trim=True,
+        ),
     )
 }
 

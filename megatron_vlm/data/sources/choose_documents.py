@@ -10,6 +10,7 @@ from megatron_vlm.data.sources.conversations import ConversationSource
 from megatron_vlm.data.sources.interleaved import BeyondLimit, InterleavedSource, MissingPicture
 from megatron_vlm.data.sources.picture_store import PictureNaming, PictureStore, picture_store
 from megatron_vlm.data.sources.row_files import SUFFIXES
+from megatron_vlm.data.sources.suffixes import known_suffix
 from megatron_vlm.errors import ConfigError
 
 
@@ -21,14 +22,15 @@ def conversation_source(
     naming: PictureNaming | str = PictureNaming.PATH,
     **settings: Any,
 ) -> ConversationSource:
-    """The reader of a .jsonl, .json (an array, or one object a line) or .parquet file of conversations.
+    """The reader of a .jsonl, .json (an array, or one object a line) or .parquet file of conversations; but for .parquet,
+    also compressed.
 
     `pictures` is a folder, one or more tars, or a store; `template` a built-in's name or a file; `settings` are fields of
     `ConversationSource`.
 
-    Raises ConfigError for another kind of file or setting, and DataError for tars that are not there.
+    Raises DataError for another kind of file and tars that are not there, and ConfigError for another setting.
     """
-    _check_suffix(url, "conversations")
+    known_suffix(url, SUFFIXES, "conversations")
     store = _store(pictures)
     chosen = load_template(template) if isinstance(template, str) else template
     return ConversationSource(store, chosen, naming=_choice(PictureNaming, naming, "naming"), **settings)
@@ -43,13 +45,14 @@ def interleaved_source(
     beyond: BeyondLimit | str = BeyondLimit.DROP,
     **settings: Any,
 ) -> InterleavedSource:
-    """The reader of a .jsonl, .json or .parquet file of documents laid out as OBELICS' or MMC4's.
+    """The reader of a .jsonl, .json or .parquet file of documents laid out as OBELICS' or MMC4's; but for .parquet, also
+    compressed.
 
     `pictures` as of `conversation_source`; `settings` are fields of `InterleavedSource`.
 
-    Raises ConfigError for another kind of file or setting, and DataError for tars that are not there.
+    Raises DataError for another kind of file and tars that are not there, and ConfigError for another setting.
     """
-    _check_suffix(url, "interleaved documents")
+    known_suffix(url, SUFFIXES, "interleaved documents")
     return InterleavedSource(
         _store(pictures),
         naming=_choice(PictureNaming, naming, "naming"),
@@ -57,12 +60,6 @@ def interleaved_source(
         beyond=_choice(BeyondLimit, beyond, "beyond"),
         **settings,
     )
-
-
-def _check_suffix(url: str, what: str) -> None:
-    if not url.endswith(SUFFIXES):
-        remedy = "unpack it" if url.endswith((".zip", ".tar", ".tgz", ".tar.gz")) else "rename or convert it"
-        raise ConfigError(f"{url}: {what} are read from {', '.join(SUFFIXES)}; {remedy}")
 
 
 def _store(pictures: PictureStore | str | Sequence[str] | None) -> PictureStore | None:

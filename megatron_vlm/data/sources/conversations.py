@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 from megatron_vlm.data.quarantine import Reason, Rejection
 from megatron_vlm.data.records import Document, Picture, Record, Unit
 from megatron_vlm.data.sources.chat_template import BUILT_IN, ChatTemplate, Role, Turn
-from megatron_vlm.data.sources.defect import Defect
-from megatron_vlm.data.sources.json_values import is_encodable
+from megatron_vlm.data.sources.json_values import field_names, is_encodable, record_key, shown
 from megatron_vlm.data.sources.picture_store import PictureNaming, PictureStore, read_picture
-from megatron_vlm.data.sources.row_files import read_rows, record_key, row_units
+from megatron_vlm.data.sources.row_files import read_rows, row_units
+from megatron_vlm.data.sources.unusable import Unusable
 from megatron_vlm.errors import ConfigError
 
 ROLES: Mapping[str, Role] = {
@@ -84,10 +84,10 @@ class ConversationSource:
             if isinstance(row, Rejection):
                 yield row
                 continue
-            key = record_key(row.fields, ("id",))
+            key = record_key(row.fields)
             try:
                 document = self._document(row.fields)
-            except Defect as defect:
+            except Unusable as defect:
                 reason, detail = defect.reason, str(defect)
                 yield Rejection(unit.url, key, reason, detail, row.offset, row.number, row.bytes_read)
             else:
@@ -99,7 +99,7 @@ class ConversationSource:
         _check_order(turns)
         pictures = _placed(turns, references)
         if self.max_pictures is not None and len(pictures) > self.max_pictures:
-            raise Defect(Reason.TOO_MANY_IMAGES, f"{len(pictures)} pictures, more than {self.max_pictures}")
+            raise Unusable(Reason.TOO_MANY_IMAGES, f"{len(pictures)} pictures, more than {self.max_pictures}")
         found = iter([Picture(read_picture(reference, self.pictures, self.naming)) for reference in pictures])
         written = [
             Turn(role, tuple(piece if isinstance(piece, str) else next(found) for piece in content))
@@ -120,11 +120,11 @@ def _references(fields: dict[str, Any]) -> list[Any]:
 def _turns(fields: dict[str, Any], placeholder: str, pictures: int) -> list[tuple[Role, _Content]]:
     name = next((name for name in TURN_FIELDS if fields.get(name) is not None), None)
     if name is None:
-        found = ", ".join(map(repr, fields)) or "none"
-        raise Defect(Reason.MISSING_TEXT, f"none of the fields {', '.join(map(repr, TURN_FIELDS))}; it has {found}")
+        found = field_names(fields)
+        raise Unusable(Reason.MISSING_TEXT, f"none of the fields {', '.join(map(repr, TURN_FIELDS))}; it has {found}")
     turns = fields[name]
     if not isinstance(turns, list) or not turns:
-        raise Defect(Reason.BROKEN_CONVERSATION, f"field {name!r} is {'empty' if turns == [] else 'no list of turns'}")
+        raise Unusable(Reason.BROKEN_CONVERSATION, f"field {name!r} is {'empty' if turns == [] else 'no list of turns'}")
     if name == "texts":
         return _question_turns(turns, pictures)
     return [_turn(turn, number, placeholder) for number, turn in enumerate(turns, start=1)]
@@ -134,7 +134,7 @@ def _question_turns(turns: list[Any], pictures: int) -> list[tuple[Role, _Conten
     result: list[tuple[Role, _Content]] = []
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, dict):
-            raise Defect(Reason.BROKEN_CONVERSATION, f"turn {number} is a {type(turn).__name__}, not an object")
+            raise Unusable(Reason.BROKEN_CONVERSATION, f"turn {number} is a {type(turn).__name__}, not an object")
         for role in (Role.USER, Role.ASSISTANT):
             places: _Content = [_Place()] * pictures if not result else []
             result.append((role, [*places, _text(turn.get(role.value), number)]))
@@ -143,11 +143,11 @@ def _question_turns(turns: list[Any], pictures: int) -> list[tuple[Role, _Conten
 
 def _turn(turn: Any, number: int, placeholder: str) -> tuple[Role, _Content]:
     if not isinstance(turn, dict):
-        raise Defect(Reason.BROKEN_CONVERSATION, f"turn {number} is a {type(turn).__name__}, not an object")
+        raise Unusable(Reason.BROKEN_CONVERSATION, f"turn {number} is a {type(turn).__name__}, not an object")
     name = turn.get("from", turn.get("role"))
     role = ROLES.get(name) if isinstance(name, str) else None
     if role is None:
-        raise Defect(Reason.BROKEN_CONVERSATION, f"turn {number} is by {name!r}; known: {', '.join(ROLES)}")
+        raise Unusable(Reason.BROKEN_CONVERSATION, f"turn {number} is by {shown(name)}; known: {', '.join(ROLES)}")
     value = turn.get("value", turn.get("content"))
     if isinstance(value, list):
         return role, [_item(item, number) for item in value]
@@ -159,9 +159,9 @@ def _turn(turn: Any, number: int, placeholder: str) -> tuple[Role, _Content]:
 
 def _text(value: Any, number: int) -> str:
     if not isinstance(value, str):
-        raise Defect(Reason.BROKEN_CONVERSATION, f"turn {number} says a {type(value).__name__} where a text is expected")
+        raise Unusable(Reason.BROKEN_CONVERSATION, f"turn {number} says a {type(value).__name__} where a text is expected")
     if not is_encodable(value):
-        raise Defect(Reason.INVALID_UNICODE, f"turn {number} has half of a surrogate pair")
+        raise Unusable(Reason.INVALID_UNICODE, f"turn {number} has half of a surrogate pair")
     return value
 
 
@@ -173,8 +173,8 @@ def _item(item: Any, number: int) -> str | _Place:
     if kind == "text":
         return _text(item.get("text"), number)
     if kind not in ("image", "image_url"):
-        raise Defect(
-            Reason.BROKEN_CONVERSATION, f"turn {number} has a content of type {kind!r}; known: text, image, image_url"
+        raise Unusable(
+            Reason.BROKEN_CONVERSATION, f"turn {number} has a content of type {shown(kind)}; known: text, image, image_url"
         )
     for name in ("image", "image_url", "path", "url"):
         value = item.get(name)
@@ -184,7 +184,7 @@ def _item(item: Any, number: int) -> str | _Place:
             return _Place(value)
     index = item.get("index")
     if index is not None and (not isinstance(index, int) or isinstance(index, bool)):
-        raise Defect(Reason.BROKEN_CONVERSATION, f"turn {number} has a picture whose index is {index!r}")
+        raise Unusable(Reason.BROKEN_CONVERSATION, f"turn {number} has a picture whose index is {shown(index)}")
     return _Place(None, index)
 
 
@@ -196,17 +196,17 @@ def _check_order(turns: list[tuple[Role, _Content]]) -> None:
         number = index + shift
         if role is not (Role.ASSISTANT if index % 2 else Role.USER):
             before = "the first" if not index else f"after the {spoken[index - 1][0]}'s"
-            raise Defect(Reason.BROKEN_CONVERSATION, f"turn {number} is the {role}'s, {before}")
+            raise Unusable(Reason.BROKEN_CONVERSATION, f"turn {number} is the {role}'s, {before}")
         if not any(isinstance(piece, _Place) or piece.strip() for piece in content):
-            raise Defect(Reason.BROKEN_CONVERSATION, f"turn {number} is empty")
+            raise Unusable(Reason.BROKEN_CONVERSATION, f"turn {number} is empty")
         if role is Role.ASSISTANT and not any(isinstance(piece, str) and piece.strip() for piece in content):
-            raise Defect(Reason.BROKEN_CONVERSATION, f"turn {number} has no word of the assistant's")
+            raise Unusable(Reason.BROKEN_CONVERSATION, f"turn {number} has no word of the assistant's")
     if len(spoken) % 2 or not spoken:
-        raise Defect(Reason.BROKEN_CONVERSATION, "the last turn is not the assistant's")
+        raise Unusable(Reason.BROKEN_CONVERSATION, "the last turn is not the assistant's")
 
 
 def _placed(turns: list[tuple[Role, _Content]], references: list[Any]) -> list[Any]:
-    """The references of all places in order. Raises Defect unless each of the record's pictures has a place, and the
+    """The references of all places in order. Raises Unusable unless each of the record's pictures has a place, and the
     reverse."""
     chosen: list[Any] = []
     used: set[int] = set()
@@ -224,5 +224,5 @@ def _placed(turns: list[tuple[Role, _Content]], references: list[Any]) -> list[A
         else:
             missing = True
     if missing or len(used) != len(references):
-        raise Defect(Reason.IMAGE_MISMATCH, f"places for {wanted} pictures, and {len(references)} pictures in the record")
+        raise Unusable(Reason.IMAGE_MISMATCH, f"places for {wanted} pictures, and {len(references)} pictures in the record")
     return chosen

@@ -8,7 +8,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 from megatron_vlm.data.sources.file_names import base_name
 from megatron_vlm.errors import DataError
@@ -85,7 +85,7 @@ def split_compression(url: str) -> tuple[str, str]:
     return stem + (".tar" if suffix in _TARS else ""), suffix
 
 
-def decompressed(stream: BinaryIO, url: str) -> BinaryIO:
+def decompressed(stream: io.BufferedReader, url: str) -> io.BufferedReader:
     """What `stream` holds, decompressed as the name of its `url` asks; `stream` itself where it asks for nothing.
 
     All frames of a file are read, as parallel compressors and `cat` write them. Reading raises `Damaged` where the data
@@ -99,7 +99,7 @@ def decompressed(stream: BinaryIO, url: str) -> BinaryIO:
     return io.BufferedReader(_Chunks(_inflate(stream, _CODECS[suffix])), BUFFER_BYTES)
 
 
-def _inflate(raw: BinaryIO, codec: _Codec) -> Iterator[bytes]:
+def _inflate(raw: io.BufferedReader, codec: _Codec) -> Iterator[bytes]:
     frame: Any = None
     begun = False
     while piece := raw.read(codec.piece):

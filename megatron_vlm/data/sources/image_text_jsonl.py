@@ -9,10 +9,10 @@ from typing import Any
 from megatron_vlm.data.quarantine import Reason, Rejection
 from megatron_vlm.data.records import Record, Unit
 from megatron_vlm.data.sources.caption_rule import CaptionRule, picture_documents
-from megatron_vlm.data.sources.decompression import Damaged
-from megatron_vlm.data.sources.image_folder import folder_of, read_picture
+from megatron_vlm.data.sources.file_names import folder_of
 from megatron_vlm.data.sources.json_files import cut_lines, read_objects
-from megatron_vlm.data.sources.json_values import field_names, find_field, is_encodable, kind_of, record_key
+from megatron_vlm.data.sources.json_values import field_names, find_field, is_encodable, kind_of, record_key, shown
+from megatron_vlm.data.sources.picture_store import FolderPictures, PictureStore
 from megatron_vlm.data.sources.splitting import LONGEST_PIECE
 from megatron_vlm.data.sources.unusable import Unusable
 
@@ -45,32 +45,28 @@ class ImageTextJsonl:
         return cut_lines(url, size, target)
 
     def read(self, unit: Unit) -> Iterator[Record | Rejection]:
-        folder = self.folder or folder_of(unit.url)
-        number = offset = 0
-        try:
-            for number, found in enumerate(read_objects(unit, self.limit), start=1):
-                offset, key = found.offset, ""
-                try:
-                    if isinstance(found.value, Unusable):
-                        raise found.value
-                    path = find_field(found.value, self.image)
-                    key = record_key(found.value) or (path if isinstance(path, str) and is_encodable(path) else "")
-                    captions = self._captions(found.value, key)
-                    documents = picture_documents(self._picture(folder, path, found.value), captions)
-                except Unusable as defect:
-                    yield Rejection(unit.url, key, defect.reason, str(defect), offset, number - 1, found.bytes_read)
-                else:
-                    yield Record(key, offset, documents, found.bytes_read, number - 1)
-        except Damaged as error:
-            yield Rejection(unit.url, "", Reason.BROKEN_FILE, str(error), offset, number, unit.size)
+        folder = FolderPictures(self.folder or folder_of(unit.url))
+        for number, found in enumerate(read_objects(unit, self.limit)):
+            key = ""
+            try:
+                if isinstance(found.value, Unusable):
+                    raise found.value
+                path = find_field(found.value, self.image)
+                key = record_key(found.value) or (path if isinstance(path, str) and is_encodable(path) else "")
+                captions = self._captions(found.value, key)
+                documents = picture_documents(self._picture(folder, path, found.value), captions)
+            except Unusable as defect:
+                yield Rejection(unit.url, key, defect.reason, str(defect), found.offset, number, found.bytes_read)
+            else:
+                yield Record(key, found.offset, documents, found.bytes_read, number)
 
-    def _picture(self, folder: str, path: Any, record: dict[str, Any]) -> bytes:
+    def _picture(self, folder: PictureStore, path: Any, record: dict[str, Any]) -> bytes:
         if path is None:
             raise Unusable(Reason.MISSING_IMAGE, f"no field {self.image!r}; it has {field_names(record)}")
         if not isinstance(path, str) or not path:
             what = "empty" if path == "" else f"{kind_of(path)}, not a path"
             raise Unusable(Reason.MISSING_IMAGE, f"field {self.image!r} is {what}")
-        return read_picture(folder, path)
+        return folder.read(path)
 
     def _captions(self, record: dict[str, Any], key: str) -> tuple[str, ...]:
         def find(name: str) -> Any:
@@ -86,7 +82,7 @@ def _answer(conversation: Any) -> Any:
         raise Unusable(Reason.BROKEN_CONVERSATION, "the conversation is not a list of turns")
     speakers = [turn.get("from") for turn in turns]
     if speakers != ["human", "gpt"]:
-        seen = ", ".join(map(str, speakers[:6])) or "nobody"
+        seen = ", ".join(map(shown, speakers[:6])) or "nobody"
         raise Unusable(
             Reason.BROKEN_CONVERSATION,
             f"a caption is the answer of one 'human' turn and one 'gpt' turn; here {seen} speak in {len(turns)} turns",

@@ -10,15 +10,14 @@ from megatron_vlm.data.quarantine import Reason, Rejection
 from megatron_vlm.data.records import Record, Unit
 from megatron_vlm.data.sources.caption_rule import CaptionRule, picture_documents
 from megatron_vlm.data.sources.file_names import base_name
-from megatron_vlm.data.sources.json_values import is_encodable, kind_of
-from megatron_vlm.data.sources.parquet_rows import column_names, cut_row_groups, read_rows, require_columns
+from megatron_vlm.data.sources.json_values import kind_of, record_key, shown
+from megatron_vlm.data.sources.parquet_rows import cut_row_groups, read_row_groups, require_columns
 from megatron_vlm.data.sources.unusable import Unusable
 from megatron_vlm.errors import DataError
 
 PICTURE_COLUMNS = ("image", "jpg", "png", "webp", "image_bytes")
 CAPTION_COLUMNS = ("caption", "text", "txt")
 KEY_COLUMNS = ("id", "key", "__key__", "uid")
-ROWS_AT_ONCE = 16  # of pictures, which may be megabytes each
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +38,8 @@ class ImageTextParquet:
 
     def units(self, url: str, size: int, target: int) -> Sequence[Unit]:
         """Raises DataError also where the file has no column for the pictures, or none of the captions'."""
-        names = column_names(url)
-        if names is not None:
+
+        def check(names: list[str]) -> None:
             if self.image is not None:
                 require_columns(url, names, [self.image])
             elif not set(PICTURE_COLUMNS) & set(names):
@@ -48,38 +47,37 @@ class ImageTextParquet:
             wanted = [name for name, _ in self.captions.fields] or list(CAPTION_COLUMNS)
             if not set(wanted) & set(names):
                 raise _no_column(url, names, "captions", tuple(wanted))
-        return cut_row_groups(url, size, target)
+
+        return cut_row_groups(url, size, target, check)
 
     def read(self, unit: Unit) -> Iterator[Record | Rejection]:
         captions = [name for name, _ in self.captions.fields] or list(CAPTION_COLUMNS)
         pictures = [self.image] if self.image is not None else list(PICTURE_COLUMNS)
         wanted = [*captions, *pictures, *KEY_COLUMNS, "status", "error_message"]
-        for number, found in enumerate(read_rows(unit, wanted, ROWS_AT_ONCE)):
-            if isinstance(found, Rejection):
-                yield found
-                return
-            row, values, bytes_read = found
-            key = next((str(values[name]) for name in KEY_COLUMNS if isinstance(values.get(name), str | int)), "")
-            key = key if is_encodable(key) else ""
+        for number, row in enumerate(read_row_groups(unit, wanted)):
+            key = ""
             try:
-                image = next((values[name] for name in pictures if name in values), None)
-                chosen = self._captions(unit, values, row, key)
+                if isinstance(row.value, Unusable):
+                    raise row.value
+                key = record_key(row.value, KEY_COLUMNS)
+                image = next((row.value[name] for name in pictures if name in row.value), None)
+                chosen = self._captions(unit, row.value, row.offset, key)
                 documents = picture_documents(_encoded(image), chosen)
             except Unusable as defect:
-                yield Rejection(unit.url, key, defect.reason, str(defect), row, number, bytes_read)
+                yield Rejection(unit.url, key, defect.reason, str(defect), row.offset, number, row.bytes_read)
             else:
-                yield Record(key, row, documents, bytes_read, number)
+                yield Record(key, row.offset, documents, row.bytes_read, number)
 
     def _captions(self, unit: Unit, values: dict[str, Any], row: int, key: str) -> tuple[str, ...]:
         status = values.get("status") or "success"
         if status != "success":
-            message = values.get("error_message") or "no message"
-            raise Unusable(Reason.FAILED_DOWNLOAD, f"status is {status!r}: {message}")
+            message = shown(values.get("error_message") or "no message")
+            raise Unusable(Reason.FAILED_DOWNLOAD, f"status is {shown(status)}: {message}")
 
         def find(name: str) -> Any:
             value = values.get(name)
-            if isinstance(value, UnicodeDecodeError):
-                raise Unusable(Reason.INVALID_UNICODE, f"column {name!r}: {value}")
+            if isinstance(value, Unusable):
+                raise Unusable(value.reason, f"column {name!r}: {value}")
             return value
 
         known = ", ".join(repr(name) for name, value in values.items() if value is not None) or "only nulls"
@@ -87,9 +85,11 @@ class ImageTextParquet:
 
 
 def _encoded(value: Any) -> bytes:
+    if isinstance(value, Unusable):
+        raise value
     if isinstance(value, dict):
         if value.get("bytes") is None:
-            where = f"; its path {value['path']!r} is not followed" if value.get("path") else ""
+            where = f"; its path {shown(value['path'])} is not followed" if value.get("path") else ""
             raise Unusable(Reason.MISSING_IMAGE, f"the picture has no bytes{where}")
         value = value["bytes"]
     if isinstance(value, bytes) and value:

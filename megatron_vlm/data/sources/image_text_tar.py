@@ -9,7 +9,7 @@ from typing import Any
 from megatron_vlm.data.quarantine import Reason, Rejection
 from megatron_vlm.data.records import Record, Unit
 from megatron_vlm.data.sources.caption_rule import CaptionRule, picture_documents
-from megatron_vlm.data.sources.json_values import field_names, find_field, parse_object
+from megatron_vlm.data.sources.json_values import field_names, find_field, parse_object, shown
 from megatron_vlm.data.sources.splitting import LONGEST_PIECE
 from megatron_vlm.data.sources.tar_groups import CutShort, Group, read_groups
 from megatron_vlm.data.sources.text_tar import decode_text, printable, rejected_group, rest_of_tar
@@ -87,7 +87,7 @@ class ImageTextTar:
         status = description.get("status") or "success"
         if status != "success":
             message = description.get("error_message") or "no message"
-            raise Unusable(Reason.FAILED_DOWNLOAD, f"status is {status!r}: {message}")
+            raise Unusable(Reason.FAILED_DOWNLOAD, f"status is {shown(status)}: {shown(message)}")
         if "image" not in group.parts:
             raise Unusable(Reason.MISSING_IMAGE, f"no .{', .'.join(sorted(PICTURE_SUFFIXES))}; it has {_members(group)}")
 

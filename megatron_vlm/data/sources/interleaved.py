@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 
 from megatron_vlm.data.quarantine import Reason, Rejection
 from megatron_vlm.data.records import Document, Part, Picture, Record, Text, Unit
-from megatron_vlm.data.sources.defect import Defect
-from megatron_vlm.data.sources.json_values import is_encodable
+from megatron_vlm.data.sources.json_values import field_names, is_encodable, record_key, shown
 from megatron_vlm.data.sources.picture_store import PictureNaming, PictureStore, read_picture
-from megatron_vlm.data.sources.row_files import read_rows, record_key, row_units
+from megatron_vlm.data.sources.row_files import read_rows, row_units
+from megatron_vlm.data.sources.unusable import Unusable
 from megatron_vlm.errors import ConfigError
 
 TEXT_FIELDS = ("texts", "text_list")
@@ -101,7 +101,7 @@ class InterleavedSource:
             key = record_key(row.fields, KEY_FIELDS)
             try:
                 document = self._document(row.fields)
-            except Defect as defect:
+            except Unusable as defect:
                 reason, detail = defect.reason, str(defect)
                 yield Rejection(unit.url, key, reason, detail, row.offset, row.number, row.bytes_read)
             else:
@@ -113,13 +113,13 @@ class InterleavedSource:
         elif fields.get("texts") is not None:
             layout, separator = self._obelics(fields), OBELICS_SEPARATOR
         else:
-            found = ", ".join(map(repr, fields)) or "none"
-            raise Defect(Reason.MISSING_TEXT, f"neither field 'texts' nor 'text_list'; it has {found}")
+            found = field_names(fields)
+            raise Unusable(Reason.MISSING_TEXT, f"neither field 'texts' nor 'text_list'; it has {found}")
         if not any(isinstance(piece, str) for piece in layout):
-            raise Defect(Reason.EMPTY_TEXT, "no text in it")
+            raise Unusable(Reason.EMPTY_TEXT, "no text in it")
         document = _joined(self._found(layout), separator if self.separator is None else self.separator)
         if not any(isinstance(part, Text) for part in document):
-            raise Defect(Reason.EMPTY_TEXT, f"no text before picture {(self.max_pictures or 0) + 1}, where it is cut")
+            raise Unusable(Reason.EMPTY_TEXT, f"no text before picture {(self.max_pictures or 0) + 1}, where it is cut")
         return document
 
     def _obelics(self, fields: dict[str, Any]) -> _Layout:
@@ -127,7 +127,7 @@ class InterleavedSource:
         pictures = _list(fields, self.image_key) if fields.get(self.image_key) is not None else [None] * len(texts)
         if len(texts) != len(pictures):
             detail = f"{len(texts)} texts beside {len(pictures)} of {self.image_key!r}; the lists have to be parallel"
-            raise Defect(Reason.IMAGE_MISMATCH, detail)
+            raise Unusable(Reason.IMAGE_MISMATCH, detail)
         layout: _Layout = []
         for index, (text, reference) in enumerate(zip(texts, pictures, strict=True)):
             layout += [] if reference is None or reference == "" else [_Place(reference)]
@@ -140,11 +140,11 @@ class InterleavedSource:
         before: list[list[_Place]] = [[] for _ in texts]
         for index, info in enumerate(infos):
             if not isinstance(info, dict):
-                raise Defect(Reason.IMAGE_MISMATCH, f"image_info[{index}] is a {type(info).__name__}, not an object")
+                raise Unusable(Reason.IMAGE_MISMATCH, f"image_info[{index}] is a {type(info).__name__}, not an object")
             place = info.get("matched_text_index")
             if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < len(texts):
-                detail = f"image_info[{index}] is matched to sentence {place!r} of {len(texts)}"
-                raise Defect(Reason.IMAGE_MISMATCH, detail)
+                detail = f"image_info[{index}] is matched to sentence {shown(place)} of {len(texts)}"
+                raise Unusable(Reason.IMAGE_MISMATCH, detail)
             if self.min_similarity is not None:
                 similarity = info.get("matched_sim")
                 if not isinstance(similarity, (int, float)) or not similarity >= self.min_similarity:
@@ -160,7 +160,7 @@ class InterleavedSource:
         """`layout` with pictures in their places, as far as they are there and not too many."""
         result: list[str | Picture] = []
         count = places = 0
-        missing: Defect | None = None
+        missing: Unusable | None = None
         for piece in layout:
             if isinstance(piece, str):
                 result.append(piece)
@@ -171,35 +171,35 @@ class InterleavedSource:
                 continue
             try:
                 encoded = read_picture(piece.reference, self.pictures, self.naming)
-            except Defect as defect:
+            except Unusable as defect:
                 if self.missing is MissingPicture.REJECT or defect.reason is not Reason.MISSING_IMAGE:
                     raise
                 missing = missing or defect
                 continue
             if full and self.beyond is BeyondLimit.REJECT:
-                raise Defect(Reason.TOO_MANY_IMAGES, f"more than {self.max_pictures} pictures")
+                raise Unusable(Reason.TOO_MANY_IMAGES, f"more than {self.max_pictures} pictures")
             if full:
                 break
             result.append(Picture(encoded))
             count += 1
         if missing is not None and not count:
-            raise Defect(Reason.MISSING_IMAGE, f"none of its {places} pictures is there; the first: {missing}")
+            raise Unusable(Reason.MISSING_IMAGE, f"none of its {places} pictures is there; the first: {missing}")
         return result
 
 
 def _list(fields: dict[str, Any], name: str) -> list[Any]:
     value = fields[name]
     if not isinstance(value, list):
-        raise Defect(Reason.MISSING_TEXT, f"field {name!r} is a {type(value).__name__}, not a list")
+        raise Unusable(Reason.MISSING_TEXT, f"field {name!r} is a {type(value).__name__}, not a list")
     return value
 
 
 def _checked(text: Any, where: str) -> list[str]:
     """The text, or nothing for one of white space alone."""
     if not isinstance(text, str):
-        raise Defect(Reason.MISSING_TEXT, f"{where} is a {type(text).__name__}, not a text")
+        raise Unusable(Reason.MISSING_TEXT, f"{where} is a {type(text).__name__}, not a text")
     if not is_encodable(text):
-        raise Defect(Reason.INVALID_UNICODE, f"{where} has half of a surrogate pair")
+        raise Unusable(Reason.INVALID_UNICODE, f"{where} has half of a surrogate pair")
     return [text] if text.strip() else []
 
 

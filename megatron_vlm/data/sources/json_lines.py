@@ -35,7 +35,7 @@ class JsonLines:
         return cut_lines(url, size, target)
 
     def read(self, unit: Unit) -> Iterator[Record | Rejection]:
-        return self._read_array(unit) if is_array(unit.url) else self._read_lines(unit)
+        return self._read_array(unit) if is_array(unit) else self._read_lines(unit)
 
     def _read_lines(self, unit: Unit) -> Iterator[Record | Rejection]:
         loads, key = orjson.loads, self.key
@@ -68,13 +68,8 @@ class JsonLines:
             yield Rejection(unit.url, "", Reason.BROKEN_FILE, str(error), offset, number, unit.size)
 
     def _read_array(self, unit: Unit) -> Iterator[Record | Rejection]:
-        number = offset = 0
-        try:
-            for number, found in enumerate(read_objects(unit, self.limit), start=1):
-                yield self._judge(unit, found.value, found.offset, number - 1, found.bytes_read)
-                offset = found.offset
-        except Damaged as error:
-            yield Rejection(unit.url, "", Reason.BROKEN_FILE, str(error), offset, number, unit.size)
+        for number, found in enumerate(read_objects(unit, self.limit)):
+            yield self._judge(unit, found.value, found.offset, number, found.bytes_read)
 
     def _judge(
         self, unit: Unit, found: bytes | dict[str, object] | Unusable, offset: int, number: int, bytes_read: int

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import reprlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from megatron_vlm.data.quarantine import Reason
 from megatron_vlm.data.sources.unusable import Unusable
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxlevel = 3
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
@@ -21,11 +27,6 @@ def parse_object(content: bytes) -> dict[str, Any]:
         value = orjson.loads(content)
     except orjson.JSONDecodeError:
         value = _parse_leniently(content)
-    return as_object(value)
-
-
-def as_object(value: Any) -> dict[str, Any]:
-    """`value`, if it is an object. Raises Unusable."""
     if not isinstance(value, dict):
         raise Unusable(Reason.BROKEN_JSON, f"{kind_of(value)} where an object is expected")
     return value
@@ -57,6 +58,11 @@ def kind_of(value: Any) -> str:
     return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
 
 
+def shown(value: Any) -> str:
+    """Any value in a few words, for a person: `repr` alone may be megabytes, or nested too deep for it."""
+    return _SHORT.repr(value)
+
+
 def find_field(record: dict[str, Any], name: str) -> Any:
     """The field `name` of an object; where it has none and the name has dots, what they lead to ("meta.text").
 
@@ -78,12 +84,15 @@ def field_names(record: dict[str, Any]) -> str:
     return ", ".join(names[:20] + (["..."] if len(names) > 20 else [])) or "none"
 
 
-def record_key(record: dict[str, Any]) -> str:
-    """What an object calls itself in its field "id"; "" where it does not."""
-    value = record.get("id")
-    if isinstance(value, str):
-        return value if is_encodable(value) else ""
-    return str(value) if type(value) is int else ""
+def record_key(record: Mapping[str, Any], names: Sequence[str] = ("id",)) -> str:
+    """What names a record: the first of the fields `names` that is a text or a whole number; "" where none is."""
+    for name in names:
+        value = record.get(name)
+        if isinstance(value, str) and value and is_encodable(value):
+            return value
+        if type(value) is int:
+            return str(value)
+    return ""
 
 
 def document_text(record: dict[str, Any], key: str) -> str:

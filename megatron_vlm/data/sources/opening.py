@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from megatron_vlm.data.sources.decompression import BUFFER_BYTES, Damaged, decompressed
 from megatron_vlm.data.sources.file_names import is_remote
@@ -133,7 +133,7 @@ def _remote_file(url: str, info: dict[str, Any]) -> InputFile:
     return InputFile(url, int(size), stamp)
 
 
-def open_input(url: str) -> BinaryIO:
+def open_input(url: str) -> io.BufferedReader:
     """A file for reading, as it is stored; buffered, and seekable where it is local or its store serves ranges.
 
     Reading raises DataError where the disk or the network fails: that says nothing of what is in the file.
@@ -145,14 +145,24 @@ def open_input(url: str) -> BinaryIO:
 
 
 @contextmanager
-def open_decompressed(url: str) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
+def open_decompressed(url: str) -> Iterator[tuple[io.BufferedReader, Callable[[], int]]]:
     """The decompressed content of a file, and what tells how many bytes of the file have been read for it, ahead included.
 
     Reading raises `Damaged` as `decompressed` says, and DataError as `open_input` says.
     """
     raw = _open_raw(url)  # it counts: asking a buffered file for its place is a system call
-    with io.BufferedReader(raw, BUFFER_BYTES) as stored:
+    stored: io.BufferedReader = io.BufferedReader(raw, BUFFER_BYTES)
+    with stored:
         yield decompressed(stored, url), lambda: raw.taken
+
+
+def go_to(stream: io.BufferedReader, offset: int) -> None:
+    """Move on to `offset`, by reading where a stream at its beginning cannot seek: of a server that gives no ranges."""
+    if stream.seekable():
+        stream.seek(offset)
+        return
+    while offset and (passed := len(stream.read(min(offset, BUFFER_BYTES)))):
+        offset -= passed
 
 
 def file_sha256(url: str | Path) -> str:

@@ -19,13 +19,15 @@ from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from megatron_vlm.data.quarantine import Reason
-from megatron_vlm.data.sources.defect import Defect
-from megatron_vlm.data.sources.line_records import open_plain
-from megatron_vlm.data.sources.opening import expand_inputs
-from megatron_vlm.data.sources.tar_index import TarIndex, member_digest, member_path, open_tar_index
+from megatron_vlm.data.sources.file_names import inner_path, is_remote
+from megatron_vlm.data.sources.json_values import shown
+from megatron_vlm.data.sources.opening import expand_inputs, open_input
+from megatron_vlm.data.sources.splitting import LONGEST_PIECE
+from megatron_vlm.data.sources.tar_index import TarIndex, member_digest, open_tar_index
+from megatron_vlm.data.sources.unusable import Unusable
 from megatron_vlm.errors import ConfigError, DataError
 
-LARGEST_FILE = 1 << 29  # bytes of one encoded picture
+LARGEST_FILE = LONGEST_PIECE  # bytes of one encoded picture
 
 
 class PictureStore(Protocol):
@@ -34,8 +36,10 @@ class PictureStore(Protocol):
     def read(self, name: str) -> bytes:
         """The encoded picture called `name`.
 
-        Raises Defect: MISSING_IMAGE, ESCAPING_PATH for a name that leads out of the store, OVERSIZED_IMAGE beyond
-        `LARGEST_FILE`, DUPLICATE_MEMBER where a tar has two of that name.
+        Raises:
+            Unusable: MISSING_IMAGE, also for an empty file; ESCAPING_PATH for a name that leads out of the store;
+                OVERSIZED_IMAGE beyond `LARGEST_FILE`; DUPLICATE_MEMBER where a tar has two of that name.
+            DataError: the disk or the network fails.
         """
         ...
 
@@ -79,26 +83,32 @@ class FolderPictures:
     follow_links: bool = False
 
     def check(self) -> None:
-        if "://" not in self.folder and not os.path.isdir(self.folder):
+        if not is_remote(self.folder) and not os.path.isdir(self.folder):
             raise DataError(f"{self.folder} is no folder; give the one that the pictures' paths begin in")
 
     def read(self, name: str) -> bytes:
-        if "://" in self.folder:
-            return self._read_remote(name)
+        if inner_path(name) is None and not name.startswith(os.sep):  # one from the root may name a file that is under it
+            raise Unusable(Reason.ESCAPING_PATH, f"{name!r} leads out of {self.folder}")
+        return self._read_remote(name) if is_remote(self.folder) else self._read_local(name)
+
+    def _read_local(self, name: str) -> bytes:
         try:
             path = self._path(name)
             if path is None:
-                raise Defect(Reason.ESCAPING_PATH, f"{name!r} leads out of {self.folder}")
-            with open(path, "rb", opener=_open_without_waiting) as stream:
+                raise Unusable(Reason.ESCAPING_PATH, f"{name!r} leads out of {self.folder}")
+            # Without waiting: a pipe would never open. Nor through a link that has come up meanwhile.
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if self.follow_links else os.O_NOFOLLOW)
+            with open(os.open(path, flags), "rb") as stream:
                 status = os.fstat(stream.fileno())
                 if not stat.S_ISREG(status.st_mode):
-                    raise Defect(Reason.MISSING_IMAGE, f"{name!r} under {self.folder} is no file")
+                    raise Unusable(Reason.MISSING_IMAGE, f"{name!r} under {self.folder} is no file")
                 _check_size(name, status.st_size)
                 return stream.read()
         except FileNotFoundError:
-            raise Defect(Reason.MISSING_IMAGE, f"no {name!r} under {self.folder}") from None
+            what = ": it is an address, and pictures are not downloaded" if is_remote(name) else ""
+            raise Unusable(Reason.MISSING_IMAGE, f"no {name!r} under {self.folder}{what}") from None
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have, with a zero or half a surrogate
-            raise Defect(Reason.MISSING_IMAGE, f"{name!r} under {self.folder} cannot be read: {error}") from None
+            raise Unusable(Reason.MISSING_IMAGE, f"{name!r} under {self.folder} cannot be read: {error}") from None
 
     def _path(self, name: str) -> str | None:
         """Where `name` is, without links; None where that is not under the folder."""
@@ -114,14 +124,16 @@ class FolderPictures:
         return real if real.startswith(root.rstrip(os.sep) + os.sep) else None
 
     def _read_remote(self, name: str) -> bytes:
-        clean = member_path(name)
-        if clean is None:
-            raise Defect(Reason.ESCAPING_PATH, f"{name!r} leads out of {self.folder}")
+        clean = inner_path(name)
+        if clean is None or clean == ".":
+            raise Unusable(Reason.ESCAPING_PATH, f"{name!r} leads out of {self.folder}")
         try:
-            with open_plain(f"{self.folder.rstrip('/')}/{clean}") as stream:
+            with open_input(f"{self.folder.rstrip('/')}/{clean}") as stream:
                 content = stream.read(LARGEST_FILE + 1)
-        except Exception as error:  # each of fsspec's file systems raises what its library does
-            raise Defect(Reason.MISSING_IMAGE, f"{name!r} under {self.folder} cannot be read: {error}") from None
+        except DataError as error:
+            if isinstance(error.__cause__, (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError)):
+                raise Unusable(Reason.MISSING_IMAGE, str(error)) from None
+            raise  # a network that is down says nothing of the picture
         _check_size(name, len(content))
         return content
 
@@ -129,10 +141,6 @@ class FolderPictures:
 @functools.lru_cache(maxsize=4096)
 def _real_folder(path: str) -> str:
     return os.path.realpath(path)
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe that lies there must not hold the reader
 
 
 @dataclass(frozen=True)
@@ -151,27 +159,24 @@ class TarPictures:
         self._index  # noqa: B018  read now rather than in the middle of a run
 
     def read(self, name: str) -> bytes:
-        clean = member_path(name)
+        clean = inner_path(name)
         if clean is None:
-            raise Defect(Reason.ESCAPING_PATH, f"{name!r} leads out of its tar")
+            raise Unusable(Reason.ESCAPING_PATH, f"{name!r} leads out of its tar")
         index = self._index
         place = index.find(member_digest(clean, self.names is TarNames.FILE_NAME))
         if place is None:
             where = self.tars[0] if len(self.tars) == 1 else f"{len(self.tars)} tars"
             damage = f"; {index.damage[0]}" if index.damage else ""
-            raise Defect(Reason.MISSING_IMAGE, f"no {name!r} in {where}{damage}")
+            raise Unusable(Reason.MISSING_IMAGE, f"no {name!r} in {where}{damage}")
         tar, offset, size, copies = place
         if copies > 1:
-            raise Defect(Reason.DUPLICATE_MEMBER, f"{copies} members are called {name!r}")
+            raise Unusable(Reason.DUPLICATE_MEMBER, f"{copies} members are called {name!r}")
         _check_size(name, size)
-        try:
-            with open_plain(self.tars[tar]) as stream:
-                stream.seek(offset)
-                content = stream.read(size)
-        except OSError as error:
-            raise Defect(Reason.MISSING_IMAGE, f"{name!r} in {self.tars[tar]} cannot be read: {error}") from None
+        with open_input(self.tars[tar]) as stream:
+            stream.seek(offset)
+            content = stream.read(size)
         if len(content) != size:
-            raise Defect(Reason.MISSING_IMAGE, f"{name!r} is cut short where {self.tars[tar]} ends")
+            raise Unusable(Reason.MISSING_IMAGE, f"{name!r} is cut short where {self.tars[tar]} ends")
         return content
 
     @functools.cached_property
@@ -204,7 +209,7 @@ def picture_store(
         raise ConfigError(f"pictures: {odd[0]} is no .tar as the others are; give tars or one folder")
     tars: list[str] = []
     for place in places:
-        tars += [place] if "://" in place else [file.url for file in expand_inputs([place])]
+        tars += [place] if is_remote(place) else [file.url for file in expand_inputs([place])]
     return TarPictures(tuple(dict.fromkeys(tars)), TarNames(names))
 
 
@@ -230,7 +235,7 @@ def read_picture(reference: Any, store: PictureStore | None, naming: PictureNami
     `reference` may be the bytes themselves; a map with "bytes", or else "path" (as Hugging Face's datasets keep pictures);
     a "data:image/...;base64," URL; or a name, which `store` is asked for.
 
-    Raises Defect: what `PictureStore.read` raises, and MISSING_IMAGE for anything else.
+    Raises Unusable: what `PictureStore.read` raises, and MISSING_IMAGE for anything else.
     """
     if isinstance(reference, Mapping):
         inner = reference.get("bytes")
@@ -238,38 +243,37 @@ def read_picture(reference: Any, store: PictureStore | None, naming: PictureNami
     if isinstance(reference, bytes):
         return reference
     if not isinstance(reference, str) or not reference:
-        raise Defect(Reason.MISSING_IMAGE, f"{_shown(reference)} where the name of a picture is expected")
+        raise Unusable(Reason.MISSING_IMAGE, f"{shown(reference)} where the name of a picture is expected")
     if reference.startswith("data:"):
         return _inline(reference)
     if store is None:
-        raise Defect(Reason.MISSING_IMAGE, f"{_shown(reference)} is to be found, and no folder or tar of pictures was given")
+        raise Unusable(
+            Reason.MISSING_IMAGE, f"{shown(reference)} is to be found, and no folder or tar of pictures was given"
+        )
     names = store_names(reference, naming)
     for name in names:
         if not name:
             break
         try:
             return store.read(name)
-        except Defect as defect:
+        except Unusable as defect:
             if defect.reason is not Reason.MISSING_IMAGE or len(names) == 1:
                 raise
-    raise Defect(Reason.MISSING_IMAGE, f"nothing for {_shown(reference)} by {naming.value}, tried as {names[0]!r}")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else text[:200] + "..."
+    raise Unusable(Reason.MISSING_IMAGE, f"nothing for {shown(reference)} by {naming.value}, tried as {names[0]!r}")
 
 
 def _inline(url: str) -> bytes:
     head, comma, body = url.partition(",")
     if not comma or not head.endswith(";base64"):
-        raise Defect(Reason.MISSING_IMAGE, f"a data URL that is not in base64: {_shown(head)}")
+        raise Unusable(Reason.MISSING_IMAGE, f"a data URL that is not in base64: {shown(head)}")
     try:
         return base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Defect(Reason.MISSING_IMAGE, f"a data URL whose base64 is broken: {error}") from None
+        raise Unusable(Reason.MISSING_IMAGE, f"a data URL whose base64 is broken: {error}") from None
 
 
 def _check_size(name: str, size: int) -> None:
+    if not size:
+        raise Unusable(Reason.MISSING_IMAGE, f"{name!r} is empty")
     if size > LARGEST_FILE:
-        raise Defect(Reason.OVERSIZED_IMAGE, f"{name!r} is a file of more than {LARGEST_FILE:,} bytes")
+        raise Unusable(Reason.OVERSIZED_IMAGE, f"{name!r} is a file of more than {LARGEST_FILE:,} bytes")

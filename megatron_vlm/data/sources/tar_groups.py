@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from megatron_vlm.data.quarantine import Reason
 from megatron_vlm.data.records import Unit
 from megatron_vlm.data.sources.decompression import Damaged
+from megatron_vlm.data.sources.file_names import inner_path
 from megatron_vlm.data.sources.json_values import is_encodable
 from megatron_vlm.data.sources.opening import open_decompressed
 from megatron_vlm.data.sources.splitting import LONGEST_PIECE
@@ -100,7 +101,7 @@ def _defect(group: Group, member: Member, part: str, limit: int) -> Unusable | N
     name = member.name if is_encodable(member.name) else ascii(member.name)
     if part in group.parts:
         return Unusable(Reason.DUPLICATE_MEMBER, f"{name} is a second one under this key")
-    if name.startswith("/") or ".." in name.split("/"):
+    if inner_path(name) is None:
         return Unusable(Reason.ESCAPING_PATH, f"{name} leads out of the tar's folder")
     if member.kind is Kind.LINK:
         return Unusable(Reason.ESCAPING_PATH, f"{name} is a link, and links are not followed")

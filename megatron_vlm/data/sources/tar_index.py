@@ -14,17 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_vlm.data.sources.line_records import open_plain
+from megatron_vlm.data.sources.file_names import inner_path, is_remote
+from megatron_vlm.data.sources.opening import open_input
 from megatron_vlm.errors import DataError
 
 #: what `tarfile` raises on damaged headers; the last two from numbers in extended headers
 _DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, ArithmeticError)
-
-
-def member_path(name: str) -> str | None:
-    """A path in a tar in its plain form, without "./" and the like; None for one that leads out."""
-    clean = posixpath.normpath(name)
-    return None if clean == ".." or clean.startswith(("/", "../")) else clean
 
 
 def member_digest(path: str, file_name: bool) -> bytes:
@@ -69,7 +64,7 @@ def open_tar_index(tars: tuple[str, ...], file_name: bool = False) -> TarIndex:
 
 
 def _signature(tar: str) -> tuple[int, int]:
-    if "://" in tar:
+    if is_remote(tar):
         return (0, 0)
     try:
         status = os.stat(tar)
@@ -99,12 +94,12 @@ class _Table:
         before = len(self._tars)
         links: list[tuple[str, str]] = []
         try:
-            with open_plain(tar) as raw:
+            with open_input(tar) as raw:
                 file: Any  # the type stubs leave out `members` and `offset`
                 with tarfile.open(fileobj=raw, mode="r:") as file:
                     for member in file:
                         file.members = []  # or it keeps a header for each member it has passed
-                        path = member_path(member.name)
+                        path = inner_path(member.name)
                         if path is not None and member.islnk():
                             links.append((path, member.linkname))
                         elif path is not None and member.isreg() and not member.issparse():
@@ -130,7 +125,7 @@ class _Table:
             return
         rows = {bytes(self._digests[16 * row : 16 * row + 16]): row for row in range(first, len(self._tars))}
         for path, target in links:
-            clean = member_path(target)
+            clean = inner_path(target)
             row = None if clean is None else rows.get(member_digest(clean, self._file_name))
             if row is not None:
                 rows.setdefault(member_digest(path, self._file_name), len(self._tars))
@@ -139,8 +134,9 @@ class _Table:
     def finished(self) -> TarIndex:
         digests = np.frombuffer(bytes(self._digests), "S16")
         order = np.argsort(digests, kind="stable")
-        columns = ((self._tars, np.int32), (self._offsets, np.int64), (self._sizes, np.int64))
-        tars, offsets, sizes = (np.frombuffer(column, dtype)[order] for column, dtype in columns)
+        tars = np.frombuffer(self._tars, np.int32)[order]
+        offsets = np.frombuffer(self._offsets, np.int64)[order]
+        sizes = np.frombuffer(self._sizes, np.int64)[order]
         return TarIndex(digests[order], tars, offsets, sizes, tuple(self._damage))
 
 

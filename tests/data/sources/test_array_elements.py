@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_vlm.data.sources.array_elements import BrokenArray, read_json_array
+from megatron_vlm.data.sources.array_elements import BrokenArray, read_array
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.sampled_from(['"', "\\", "],[{"])
@@ -24,7 +24,7 @@ SCRAPS = st.lists(
 
 
 def scan(text: bytes, chunk: int = 1 << 20, **limits: int) -> list[tuple[int, bytes]]:
-    return list(read_json_array(io.BytesIO(text).read, chunk, **limits))
+    return list(read_array(io.BytesIO(text).read, chunk, **limits))
 
 
 @given(
@@ -48,7 +48,7 @@ def test_garbage_raises_nothing_else_and_broken_json_never_passes_for_sound(text
     for size in (chunk, 1 << 20):
         elements = []
         try:
-            elements += read_json_array(io.BytesIO(text).read, size)
+            elements += read_array(io.BytesIO(text).read, size)
             outcomes.append((elements, None))
         except BrokenArray as error:
             outcomes.append((elements, (str(error), 0 <= error.offset <= len(text))))
@@ -68,7 +68,7 @@ def test_garbage_raises_nothing_else_and_broken_json_never_passes_for_sound(text
 def elements_before_damage(text: bytes, chunk: int, **limits: int) -> tuple[list[bytes], str]:
     elements: list[bytes] = []
     with pytest.raises(BrokenArray) as caught:  # noqa: PT012  what came before counts
-        for _, element in read_json_array(io.BytesIO(text).read, chunk, **limits):
+        for _, element in read_array(io.BytesIO(text).read, chunk, **limits):
             elements.append(element)
     return elements, str(caught.value)
 
@@ -82,7 +82,8 @@ def elements_before_damage(text: bytes, chunk: int, **limits: int) -> tuple[list
         (b'[{"a": 1}, {"b": ', [b'{"a": 1}'], "ends inside an element at byte 17"),
         (b'[{"a": 1}, "b', [b'{"a": 1}'], "ends inside an element"),
         (b'[{"a": 1}, ', [b'{"a": 1}'], "ends between elements"),
-        (b'[{"a": 1}, {"b": [1}, 2]', [b'{"a": 1}'], "'}' closes what it did not open at byte 19"),
+        (b'[{"a": 1}, {"b": [1}, 2]', [b'{"a": 1}'], "ends inside an element at byte 24"),
+        (b'[{"a": 1}, {"b": 2} ', [b'{"a": 1}', b'{"b": 2}'], "ends between elements at byte 20"),
         (b"[1}", [], "'}' closes what it did not open at byte 2"),
         (b"[1, 2] \n x", [b"1", b"2"], "more follows the array at byte 9"),
         (b"[1] [2]", [b"1"], "more follows the array at byte 4"),
@@ -126,5 +127,5 @@ def test_memory_stays_bounded_by_chunks_not_by_the_file() -> None:
         left -= 1
         return element if left > 0 else (b"0]" if left == 0 else b"")
 
-    assert sum(1 for _ in read_json_array(read, 4096)) == 4999
+    assert sum(1 for _ in read_array(read, 4096)) == 4999
     assert largest == 4096

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from megatron_vlm.data.captions import CaptionChoice
@@ -36,7 +38,9 @@ def test_text(url: str, source: Source) -> None:
 def test_captioned_pictures() -> None:
     rule = CaptionRule((("a", 1.0), ("b", 2.0)), CaptionChoice.SAMPLE, 7)
     settings = {"captions": {"a": 1, "b": 2}, "choice": CaptionChoice.SAMPLE, "seed": 7}
-    assert image_text_source("00000.tar", **settings) == ImageTextTar(rule)
+    fields = (("json:a", 1.0), ("json:b", 2.0))
+    assert image_text_source("00000.tar", **settings) == ImageTextTar(replace(rule, fields=fields))
+    assert image_text_source("00000.tar", captions="alt.txt") == ImageTextTar(CaptionRule((("alt.txt", 1.0),)))
     assert image_text_source("a.tar.zst") == ImageTextTar()
     assert image_text_source("a.parquet", image="x", **settings) == ImageTextParquet(rule, "x")
     assert image_text_source("a.json", image="x", folder="f", **settings) == ImageTextJsonl(rule, "x", "f")

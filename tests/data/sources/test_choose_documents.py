@@ -12,9 +12,9 @@ from megatron_vlm.data.sources.chat_template import BUILT_IN
 from megatron_vlm.data.sources.choose_documents import conversation_source, interleaved_source
 from megatron_vlm.data.sources.interleaved import BeyondLimit, InterleavedSource, MissingPicture
 from megatron_vlm.data.sources.picture_store import FolderPictures, PictureNaming
-from megatron_vlm.errors import ConfigError
+from megatron_vlm.errors import ConfigError, DataError
 
-NAMES = ["a.jsonl", "a.ndjson", "a.json", "a.jsonl.gz", "a.json.zst", "s3://b/a.parquet"]
+NAMES = ["a.jsonl", "a.ndjson", "a.json", "a.jsonl.gz", "a.json.zst", "A.JSONL.XZ", "a.json.bz2", "s3://b/a.parquet"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -25,10 +25,9 @@ def test_names_that_are_known(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl.zip", "a.tar", "a", "a.parquet.gz"])
 def test_names_that_are_not(name: str) -> None:
-    with pytest.raises(ConfigError, match="are read from .jsonl"):
-        conversation_source(name)
-    with pytest.raises(ConfigError, match="are read from .jsonl"):
-        interleaved_source(name)
+    for source in (conversation_source, interleaved_source):
+        with pytest.raises(DataError, match=f"^{name}: "):
+            source(name)
 
 
 def test_settings_as_words(tmp_path: Path) -> None:

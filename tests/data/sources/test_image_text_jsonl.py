@@ -9,17 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from megatron_vlm.data.captions import CaptionChoice
 from megatron_vlm.data.quarantine import Reason, Rejection
 from megatron_vlm.data.records import Picture, Record, Text
-from megatron_vlm.data.sources import image_folder
 from megatron_vlm.data.sources.caption_rule import caption_rule
-from megatron_vlm.data.sources.image_folder import read_picture
 from megatron_vlm.data.sources.image_text_jsonl import ImageTextJsonl
-from megatron_vlm.data.sources.unusable import Unusable
 
 ReadSource = Callable[..., list[Record | Rejection]]
 
@@ -148,23 +143,6 @@ def test_a_bad_record_is_rejected_by_reason(tmp_path: Path, read_source: ReadSou
     outcome = only(read_source, tmp_path, record)
     assert isinstance(outcome, Rejection)
     assert outcome.reason is reason
-
-
-def test_a_picture_over_the_limit_is_not_read(tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(b"P" * 100)
-    assert read_picture(str(tmp_path), "x.png", limit=100) == b"P" * 100
-    with pytest.raises(Unusable) as caught:
-        read_picture(str(tmp_path), "x.png", limit=99)
-    assert caught.value.reason is Reason.OVERSIZED_IMAGE
-    assert image_folder.folder_of("s3://bucket/a/b.jsonl") == "s3://bucket/a"
-    assert image_folder.folder_of("b.jsonl") == "."
-
-
-@settings(max_examples=50)
-@given(path=st.text(max_size=20) | st.lists(st.sampled_from(["..", ".", "", "a", "\\", "\0"])).map("/".join))
-def test_no_path_raises_anything_else(tmp_path_factory: pytest.TempPathFactory, path: str) -> None:
-    with pytest.raises(Unusable):
-        read_picture(str(tmp_path_factory.getbasetemp() / "nothing"), path)
 
 
 def test_pictures_of_a_remote_folder(tmp_path: Path, read_source: ReadSource) -> None:

@@ -161,7 +161,7 @@ def test_details_say_what_was_seen(make_tar: MakeTar, read_source: ReadSource) -
         ],
     )
     assert [outcome.detail for outcome in read_source(ImageTextTar(), path) if isinstance(outcome, Rejection)] == [
-        "status is 'failed_to_download': 404",
+        "status is 'failed_to_download': '404'",
         "no .jpeg, .jpg, .png, .webp; it has .txt, .gif",
         "no 'txt' or 'json:caption'; it has a picture, .json; the .json has 'alt'",
     ]

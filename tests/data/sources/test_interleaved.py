@@ -220,7 +220,8 @@ RECORDS = st.dictionaries(st.sampled_from(["id", "url", "images", "texts", "text
 def test_no_json_makes_the_reader_raise(
     records: list[Any], similarity: float | None, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder = tmp_path_factory.mktemp("any")
+    folder = tmp_path_factory.getbasetemp() / "any"
+    folder.mkdir(exist_ok=True)
     path = folder / "a.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     outcomes = read(InterleavedSource(FolderPictures(str(folder)), min_similarity=similarity), path)

@@ -199,7 +199,7 @@ def test_an_array_is_read_like_lines(tmp_path: Path) -> None:
             assert all(content[o.offset :].startswith((b"{", b"5")) for o in outcomes)
 
 
-@pytest.mark.parametrize("end", [b"", b",", b"]]", b"] {}", b', {"text": "c"', b' {"text": "c"}]', b", oops]"])
+@pytest.mark.parametrize("end", [b"", b",", b"]]", b"] {}", b', {"text": "c"'])
 def test_a_damaged_array_gives_what_precedes(tmp_path: Path, end: bytes) -> None:
     path = write(tmp_path, b'[{"text": "a"}, {"text": "b"}' + end, ".json")
     *records, last = read(JsonLines(), path)

@@ -9,12 +9,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from megatron_vlm.data.quarantine import Reason, Rejection
 from megatron_vlm.data.records import Unit
 from megatron_vlm.data.sources.conversations import ConversationSource
 from megatron_vlm.data.sources.interleaved import InterleavedSource
-from megatron_vlm.data.sources.row_files import Row, read_rows, record_key, row_units
+from megatron_vlm.data.sources.row_files import Row, read_rows, row_units
 from megatron_vlm.errors import DataError
 
 
@@ -72,7 +74,8 @@ def test_damage_comes_after_what_was_read(tmp_path: Path) -> None:
     assert (rest.reason, rest.number, rest.bytes_read) == (Reason.BROKEN_FILE, len(rows) - 1, path.stat().st_size)
     (tmp_path / "b.json.gz").write_bytes(b"no gzip")
     assert numbers(rows_of(tmp_path / "b.json.gz")) == [Reason.BROKEN_FILE]
-    assert numbers(list(read_rows(Unit(str(tmp_path / "none.jsonl"), 0, 9, 9)))) == [Reason.BROKEN_FILE]
+    with pytest.raises(DataError, match=r"none\.jsonl cannot be opened: No such file"):
+        list(read_rows(Unit(str(tmp_path / "none.jsonl"), 0, 9, 9)))
 
 
 def test_one_broken_element_does_not_cost_the_next(tmp_path: Path) -> None:
@@ -124,13 +127,44 @@ def test_text_that_is_no_utf8_costs_its_row(tmp_path: Path) -> None:
     assert found == ["zero", Reason.INVALID_UNICODE, "two"]
 
 
+def test_a_value_that_python_does_not_have_costs_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"n": pa.array([0, 2**62, 2], pa.timestamp("us"))}), path)
+    found = [isinstance(row, Row) or row.reason for row in rows_of(path)]
+    assert found == [True, Reason.BROKEN_FILE, True]
+
+
+@settings(max_examples=150)
+@given(flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6))
+def test_no_damage_to_a_parquet_makes_the_reader_raise(
+    flips: list[tuple[float, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "flipped.parquet"
+    table = pa.table({"texts": [["one", None, "é"]] * 20, "images": [[None, b"x" * 50]] * 20, "url": ["u"] * 20})
+    pq.write_table(table, path, row_group_size=7)
+    stored = bytearray(path.read_bytes())
+    for place, value in flips:
+        stored[int(place * len(stored))] = value
+    path.write_bytes(stored)
+    try:
+        units = row_units(str(path), len(stored), 1)
+    except DataError:
+        units = [Unit(str(path), 0, 3, 9)]
+    for unit in units:
+        for row in read_rows(unit, ["texts", "images"]):
+            assert isinstance(row, (Row, Rejection))
+
+
 def test_what_is_no_parquet_is_told_at_the_start(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    for content in (b"", b"no parquet" * 10, b"PAR1" + b"x" * 50 + b"PAR1"):
+    for content in (b"", b"no parquet" * 10, b"<html>"):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=r"a\.parquet cannot be read as a parquet file"):
+        with pytest.raises(DataError, match=r"a\.parquet is no parquet file: "):
             row_units(str(path), len(content), 10)
     assert numbers(list(read_rows(Unit(str(path), 0, 1, 9)))) == [Reason.BROKEN_FILE]
+    # one that is, but for its end, is damage as any other
+    path.write_bytes(b"PAR1" + b"x" * 50 + b"PAR1")
+    assert numbers(rows_of(path)) == [Reason.BROKEN_FILE]
 
 
 def test_a_parquet_without_any_of_the_columns_is_told_at_the_start(tmp_path: Path) -> None:
@@ -142,9 +176,3 @@ def test_a_parquet_without_any_of_the_columns_is_told_at_the_start(tmp_path: Pat
     for source in (ConversationSource(), InterleavedSource()):
         with pytest.raises(DataError, match="it has 'x', 'y'"):
             source.units(str(path), 9, 9)
-
-
-def test_keys() -> None:
-    assert record_key({"id": 5, "url": "u"}, ("id", "url")) == "5"
-    assert record_key({"id": None, "url": "u"}, ("id", "url")) == "u"
-    assert record_key({"id": True, "url": 1.5}, ("id", "url")) == ""
