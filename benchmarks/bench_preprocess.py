@@ -2,16 +2,17 @@
 
   python benchmarks/bench_preprocess.py [--megabytes 100] [--pairs 10000] [--runs 3] [--folder DIR] [--json FILE]
 
-Text: .jsonl of documents of lognormal length (median 2000 characters) drawn from the bundled prose, and a BPE of 32,768 trained
-on it. Seconds are of the CPU, of all processes of a command, its start included:
+Text: .jsonl of documents of lognormal length (median 2000 characters) drawn from the bundled prose, and a BPE of
+--vocabulary trained on it. Seconds are of the CPU, of all processes of a command, its start included:
   gigatoken               encode_files, ids to uint16, one write: nothing else
   preprocess              the command: reads, checks, encodes, writes .bin, .idx, metadata and checksums
   tokenizers              encode_batch of lists of 512 documents that are in memory, nothing else; one thread
   preprocess, tokenizers  the command with that backend
-  a document at a time    what Megatron-LM's preprocess_data.py does with each: json, encode, a tensor, IndexedDatasetBuilder of
-                          megatron-core; by its libraries, in one process, on the first --slow-megabytes
+  a document at a time    what Megatron-LM's preprocess_data.py does with each: json, encode, a tensor, megatron-core's
+                          IndexedDatasetBuilder; by its libraries, in one process, on --slow-megabytes
 Pairs: an img2dataset tar of JPEGs of about 24 kB. Seconds of the clock, one process, the file in the page cache:
   tarfile                 Python's tarfile reads every member, nothing else
+  copy and flush          the tar copied and flushed to the disk: what keeping as many bytes takes at least
   preprocess              the command, pictures checked by their structure
   preprocess, 2 workers   two tars of half the pictures each
 """
@@ -22,7 +23,6 @@ import argparse
 import io
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,6 +30,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ import numpy as np
 from measuring import Timing, parser, report, table
 
 ROOT = Path(__file__).resolve().parent.parent
-VOCABULARY = 32768
 COMMAND = [sys.executable, "-m", "megatron_vlm.cli.main", "preprocess"]
 
 GIGATOKEN = """
@@ -56,6 +56,12 @@ start = time.process_time()
 for at in range(0, len(texts), 512):
     tokenizer.encode_batch_fast(texts[at : at + 512], add_special_tokens=False)
 print(time.process_time() - start)
+"""
+COPY = """
+import os, shutil, sys
+with open(sys.argv[1], "rb") as source, open(sys.argv[2], "wb") as target:
+    shutil.copyfileobj(source, target, 1 << 20)
+    os.fsync(target.fileno())
 """
 ONE_BY_ONE = """
 import sys, json
@@ -96,10 +102,10 @@ def write_text(path: Path, megabytes: float, sentences: list[str]) -> None:
             number += 1
 
 
-def train(path: Path, sentences: list[str]) -> None:
+def train(path: Path, sentences: list[str], vocabulary: int) -> None:
     from megatron_vlm.data.tokenizer_training import train_bpe
 
-    train_bpe(iter(sentences), VOCABULARY).save(path)
+    train_bpe(iter(sentences), vocabulary).save(path)
 
 
 def write_tar(path: Path, pictures: int, first: int = 0) -> None:
@@ -128,17 +134,39 @@ def write_tar(path: Path, pictures: int, first: int = 0) -> None:
     print(f"pairs: {pictures} pictures of {statistics.mean(map(len, made)) / 1e3:.0f} kB")
 
 
-def spent(command: list[str], clock: str) -> float:
-    """Seconds of a command: of the CPU with all its children, or of the clock."""
+@dataclass(frozen=True)
+class Spent:
+    """By a command and its children: seconds of the clock and of the CPU, most memory of a process, what was printed."""
+
+    wall: float
+    cpu: float
+    megabytes: float
+    printed: str
+
+
+def run(command: list[str]) -> Spent:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command[:6])} ... failed:\n{done.stderr}")
-    elapsed, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if clock == "printed":
-        return float(done.stdout)
-    return elapsed if clock == "wall" else after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    start = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=err)
+        _, status, used = os.wait4(process.pid, 0)
+        elapsed = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command[:6])} ... failed:\n{err.read()}")
+        return Spent(elapsed, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, out.read())
+
+
+def spent(command: list[str], clock: str) -> float:
+    """Seconds of a command by a clock, "wall" or "cpu", or what it printed."""
+    found = run(command)
+    return float(found.printed) if clock == "printed" else float(getattr(found, clock))
+
+
+def with_input(command: list[str], source: Path, other: Path) -> list[str]:
+    return [str(other) if word == str(source) else word for word in command]
 
 
 def timed(commands: dict[str, tuple[list[str], str]], runs: int) -> dict[str, Timing]:
@@ -154,7 +182,7 @@ def text(args: argparse.Namespace, folder: Path) -> dict[str, Timing]:
     source, slow, tokenizer = folder / "text.jsonl", folder / "slow.jsonl", folder / "tokenizer"
     write_text(source, args.megabytes, sentences)
     write_text(slow, args.slow_megabytes, sentences)
-    train(tokenizer, sentences)
+    train(tokenizer, sentences, args.vocabulary)
     definition = str(tokenizer / "tokenizer.json")
     ours = [*COMMAND, "text", "--input", str(source), "--tokenizer", str(tokenizer), "--output", str(folder / "ours")]
     script = [sys.executable, "-c"]
@@ -167,16 +195,20 @@ def text(args: argparse.Namespace, folder: Path) -> dict[str, Timing]:
         args.runs,
     )
     rate = {name: args.megabytes / timing.median for name, timing in found.items()}
-    ours[ours.index(str(source))] = str(slow)
+    slow_ours = with_input(ours, source, slow)
     slower = timed(
         {
             "tokenizers": ([*script, TOKENIZERS, definition, str(slow)], "printed"),
-            "preprocess, tokenizers": ([*ours, "--workers", "1", "--tokenizer-backend", "tokenizers"], "cpu"),
+            "preprocess, tokenizers": ([*slow_ours, "--workers", "1", "--tokenizer-backend", "tokenizers"], "cpu"),
             "a document at a time": ([*script, ONE_BY_ONE, definition, str(slow), str(folder / "slow")], "cpu"),
         },
         1,
     )
+    one = folder / "one.jsonl"
+    write_text(one, 1e-6, sentences)
+    small, large = (run([*with_input(ours, source, path), "--workers", "1"]) for path in (one, source))
     rate |= {name: args.slow_megabytes / timing.median for name, timing in slower.items()}
+    print(f"one document takes {small.wall:.2f} s; memory {small.megabytes:.0f} MB, of all of them {large.megabytes:.0f} MB")
     print(f"text, {args.megabytes} MB, CPU seconds\n" + table(found, "gigatoken"))
     print(f"text, {args.slow_megabytes} MB, CPU seconds\n" + table(slower, "tokenizers"))
     print("MB a CPU second: " + ", ".join(f"{name} {value:.1f}" for name, value in rate.items()))
@@ -194,6 +226,7 @@ def pairs(args: argparse.Namespace, folder: Path) -> dict[str, Timing]:
     found = timed(
         {
             "tarfile": ([sys.executable, "-c", reader, str(whole)], "wall"),
+            "copy and flush": ([sys.executable, "-c", COPY, str(whole), str(folder / "copy")], "wall"),
             "preprocess": ([*ours, "--input", str(whole), "--workers", "1"], "wall"),
             "preprocess, 2 workers": ([*ours, "--input", *map(str, halves), "--workers", "2"], "wall"),
         },
@@ -207,6 +240,7 @@ def main() -> None:
     arguments = parser(__doc__, runs=3)
     arguments.add_argument("--megabytes", type=float, default=100.0, help="of text (default: %(default)s)")
     arguments.add_argument("--slow-megabytes", type=float, default=10.0, help="for slow ways (default: %(default)s)")
+    arguments.add_argument("--vocabulary", type=int, default=32768, help="of the BPE (default: %(default)s)")
     arguments.add_argument("--pairs", type=int, default=10_000, help="captioned pictures (default: %(default)s)")
     arguments.add_argument("--folder", type=Path, help="where files are made, and left (default: a temporary one)")
     args = arguments.parse_args()

@@ -16,6 +16,10 @@ SMALL = {
     "bench_assemble": ["--packs", "2", "--sequence-length", "256", "--runs", "1"],
     "bench_fusion": ["--batch", "1", "--sequence-length", "1024", "--hidden", "64", "--vocab", "500", "--runs", "1"],
     "bench_patchify": ["--pictures", "2", "--runs", "1", "--without-compile"],
+    "bench_preprocess": [
+        *("--megabytes", "0.2", "--slow-megabytes", "0.1", "--pairs", "64", "--vocabulary", "600", "--runs", "1"),
+    ],
+    "bench_reader": ["--documents", "5000", "--reads", "50", "--pictures", "5", "--runs", "1"],
     "bench_planner": ["--documents", "2000", "--packs", "20", "--runs", "1"],
     "bench_attention": ["--positions", "128", "--runs", "1"],
     "bench_packing": ["--documents", "5000", "--ranks", "4", "--runs", "1"],
