@@ -3,7 +3,7 @@
 #   make test            lint, types, layers and the fast tests
 #   make test-all        all of that and the slow, distributed, sanitizer and chaos tests
 #   make test-gpu        the tests that need a CUDA device or Transformer Engine
-#   make bench           packing, assembly, fusion and patches against their peers
+#   make bench           preparation, packing, assembly, fusion and patches against their peers
 #   make demo            a first run, start to finish, on any laptop
 #
 # Where a CUDA build of torch is installed already (an NGC image, a cluster's module), keep it:
@@ -78,7 +78,7 @@ test-gpu: $(STAMP)
 
 # What the README's table of operators is made from; one thread, a few minutes.
 bench: $(STAMP)
-	@for name in packing assemble fusion patchify; do \
+	@for name in packing assemble fusion patchify reader preprocess; do \
 		echo "== benchmarks/bench_$$name.py"; \
 		OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/bench_$$name.py || exit; \
 	done

@@ -79,7 +79,7 @@ def train_command(folder: Path, prefixes: dict[str, str], steps: int, ranks: int
         "schedule.train_steps": str(steps),
         "logging.directory": str(folder / "run"),
         "logging.log_interval": "20",
-        "logging.eval_interval": str(max(1, steps // 3)),
+        "logging.eval_interval": str(steps // 3 + 1),
     }
     for name, value in fields.items():
         command += [f"--{name}", value]

@@ -118,11 +118,15 @@ class Preparer:
         lengths = np.diff(offsets)
         if not lengths.all():
             return None
-        flat = np.asarray(ids, dtype=self.dtype)
         count = len(texts)
-        if self.options.append_eod:
-            flat = np.insert(flat, offsets[1:], self.tokenizer.eod_id)
-            lengths = lengths + 1
+        ending = int(self.options.append_eod)
+        flat = np.full(len(ids) + ending * count, self.tokenizer.eod_id, self.dtype)
+        lengths = lengths + ending
+        begin = at = 0
+        for end in offsets[1:].tolist():
+            flat[at : at + end - begin] = ids[begin:end]
+            at += end - begin + ending
+            begin = end
         return PreparedBatch(
             pieces=[flat.data.cast("B")],
             lengths=lengths.tolist(),
