@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ MakePicture = Callable[..., bytes]
 Part = list[int] | bytes
 TEXT = st.lists(st.integers(0, 255), max_size=6)
 DOCUMENTS = st.lists(st.lists(st.one_of(TEXT, st.binary(max_size=9)), max_size=4), max_size=6)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_collection() -> Iterator[None]:
+    """megatron-core collects garbage for each dataset that it adds: half a second where its modules are all looked at."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def write(
