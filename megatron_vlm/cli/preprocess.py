@@ -178,6 +178,8 @@ def run(args: argparse.Namespace) -> int:
     )
     from megatron_vlm.data.tokenizer import Tokenizer
 
+    if args.summary is not None:
+        _refuse_summary(args.summary)
     common: dict[str, Any] = {
         "options": build_options(args),
         "workers": args.workers,
@@ -229,6 +231,14 @@ def run(args: argparse.Namespace) -> int:
         )
         return TOO_MANY_LOST
     return 0
+
+
+def _refuse_summary(path: Path) -> None:
+    """Before the work and not after it. Raises ConfigError where `path` cannot be written."""
+    from megatron_vlm.errors import ConfigError
+
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"--summary {path} cannot be written: name a file in a folder that exists")
 
 
 def build_options(args: argparse.Namespace) -> BuildOptions:

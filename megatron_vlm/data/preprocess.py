@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megatron_vlm.data import atomic_file
-from megatron_vlm.data.building.build import BuildJob, BuildResult, SourceFile, build
+from megatron_vlm.data.building.build import BuildJob, BuildResult, SourceFile, build, full_disk_is_named, take_lock
 from megatron_vlm.data.building.options import BuildOptions
 from megatron_vlm.data.captions import CaptionChoice
 from megatron_vlm.data.indexed_format import dataset_paths, text_dtype
@@ -31,6 +30,7 @@ IMAGE_TEXT = "image_text"
 CONVERSATIONS = "conversations"
 INTERLEAVED = "interleaved"
 STDIN = "-"
+STDIN_NAME = "<stdin>"
 
 
 @dataclass(frozen=True)
@@ -272,21 +272,19 @@ def _run(
     options = options or BuildOptions()
     prefix = Path(output)
     names = list(inputs)
-    spooled: Path | None = None
-    if STDIN in names:
-        if stdin_suffix is None or names != [STDIN]:
-            raise DataError('"-" (standard input) is for text alone, and stands alone: give files by their names')
-        spooled = _spool(prefix, stdin_suffix)
-        files = [SourceFile(_spooled_input(spooled), source(str(spooled)), "<stdin>")]
-    else:
-        files = [SourceFile(file, source(file.url)) for file in expand_inputs(names)]
     known = {**settings, "append_eod": options.append_eod, **_differing(options)}
     multimodal = kind != TEXT
     element = np.dtype("<i4") if dtype is None else dtype
-    job = BuildJob(kind, files, prefix, tokenizer, element, multimodal, options, known)
-    result = build(job, workers=workers, show_progress=show_progress)
-    if spooled is not None:
-        spooled.unlink()
+    with ExitStack() as stack:
+        if STDIN in names:
+            if stdin_suffix is None or names != [STDIN]:
+                raise DataError('"-" (standard input) is for text alone, and stands alone: give files by their names')
+            spooled = stack.enter_context(_spooled(prefix, stdin_suffix))
+            files = [SourceFile(_spooled_input(spooled), source(str(spooled)), STDIN_NAME)]
+        else:
+            files = [SourceFile(file, source(file.url)) for file in expand_inputs(names)]
+        job = BuildJob(kind, files, prefix, tokenizer, element, multimodal, options, known)
+        result = build(job, workers=workers, show_progress=show_progress)
     first = dataset_paths(result.outputs[0].prefix).metadata
     return PreprocessSummary(prefix, json.loads(first.read_text(encoding="utf-8")), result)
 
@@ -308,14 +306,31 @@ def _differing(options: BuildOptions) -> dict[str, str]:
     return {n: str(getattr(options, n)) for n in names if getattr(options, n) != getattr(plain, n)}
 
 
-def _spool(prefix: Path, suffix: str) -> Path:
-    """Standard input into a file beside the output: what can be read once cannot be gone back to."""
-    path = prefix.with_name(f"{prefix.name}.stdin{suffix}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(atomic_file.partial_path(path), "wb") as stream:
-        shutil.copyfileobj(sys.stdin.buffer, stream, 1 << 20)
-    atomic_file.commit(path)
-    return path
+@contextmanager
+def _spooled(prefix: Path, suffix: str) -> Iterator[Path]:
+    """Standard input in a file beside the output: what can be read once cannot be gone back to. Removed at the end, however
+    that comes: the same command reads its input again."""
+    path = dataset_paths(prefix).data.with_name(f"{prefix.name}.stdin{suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("ab", buffering=0)
+    except OSError as error:
+        raise DataError(f"{path}, where standard input is kept, cannot be written ({error.strerror}): choose another output") \
+            from error
+    with stream:
+        if not take_lock(stream, path):  # of two runs at one output, the later must not touch the earlier one's
+            raise DataError(f"another run is writing {prefix}: wait for it, or choose another output")
+        try:
+            with full_disk_is_named(prefix):
+                stream.truncate(0)
+                while block := memoryview(sys.stdin.buffer.read(1 << 20)):
+                    while block:  # a file without buffer may take less
+                        block = block[stream.write(block) :]
+            yield path
+        except DataError as error:
+            raise DataError(str(error).replace(str(path), STDIN_NAME)) from error  # the file is gone when it is read
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _spooled_input(path: Path) -> InputFile:

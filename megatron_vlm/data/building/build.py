@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 import numpy as np
 
@@ -376,7 +376,7 @@ def _remove(folder: Path) -> None:
 def _only_run(folder: Path) -> Iterator[None]:
     """Refuse a second run at the same output. The lock ends with the process and its workers, however they end."""
     given_up = time.monotonic() + LOCK_SECONDS
-    while (lock := _take_lock(folder)) is None:
+    while (lock := _locked(folder)) is None:
         if time.monotonic() > given_up:
             raise DataError(f"another run is writing {folder.with_suffix('')}: wait for it, or choose another output")
         time.sleep(0.05)
@@ -384,13 +384,13 @@ def _only_run(folder: Path) -> Iterator[None]:
         yield
 
 
-def _take_lock(folder: Path) -> TextIO | None:
+def _locked(folder: Path) -> TextIO | None:
     """The folder's lock; None where another run has it, or has just ended and removed its folder."""
     try:
         stream = _open_lock(folder)
     except FileNotFoundError:
         return None
-    if _lock(stream) and _is_at(stream, folder / "lock"):
+    if take_lock(stream, folder / "lock"):
         return stream
     stream.close()
     return None
@@ -414,7 +414,8 @@ def _open_lock(folder: Path) -> TextIO:
         ) from error
 
 
-def _lock(stream: TextIO) -> bool:
+def take_lock(stream: IO[Any], path: Path) -> bool:
+    """Lock an open file; False where another process has it, or where it is at `path` no longer."""
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -422,10 +423,6 @@ def _lock(stream: TextIO) -> bool:
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
             raise  # a file system without locks (Lustre, by default) is no reason not to write there
-    return True
-
-
-def _is_at(stream: TextIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(stream.fileno()), path.stat())
     except FileNotFoundError:
