@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,17 @@ class DiskColumn:
 
     def blocks(self) -> Iterator[npt.NDArray[Any]]:
         """What was appended, in arrays of about a megabyte."""
-        self._stream.flush()
+        if not self._stream.closed:
+            self._stream.flush()
         with open(self.path, "rb") as stream:
             while chunk := stream.read(BUFFER_BYTES):
                 yield np.frombuffer(chunk, self.dtype)
 
-    def discard(self) -> None:
+    def close(self) -> None:
+        """Nothing more is appended; it can still be read."""
         self._stream.close()
+
+    def discard(self) -> None:
+        with suppress(OSError):  # of a full disk: what is not written is not missed
+            self._stream.close()
         self.path.unlink(missing_ok=True)

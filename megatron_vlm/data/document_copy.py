@@ -30,7 +30,7 @@ from megatron_vlm.data.indexed_format import (
     dataset_paths,
 )
 from megatron_vlm.data.indexed_reader import IndexedReader
-from megatron_vlm.data.indexed_writer import _refuse_foreign_metadata
+from megatron_vlm.data.indexed_writer import refuse_foreign_metadata
 from megatron_vlm.data.picture_size import picture_size
 from megatron_vlm.data.sequence_facts import open_sequence_facts
 from megatron_vlm.errors import DataError
@@ -125,7 +125,7 @@ def copy_documents(
     """
     paths = dataset_paths(output)
     _refuse_own_input(paths, selections)
-    _refuse_foreign_metadata(paths.metadata)
+    refuse_foreign_metadata(paths.metadata)
     finals = (paths.data, paths.sequences, paths.quarantine, paths.metadata, paths.index)
     try:
         paths.data.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -67,6 +68,12 @@ class HashedFile:
         self._stream.close()
         if self._digests is None:
             self._digests = self._hasher.finish()
+
+    def discard(self) -> None:
+        """Close and forget what could not be written, such as to a full disk; the file stays where it is."""
+        with suppress(OSError):  # a buffer that did not fit before does not fit now
+            self._stream.close()
+        self.close()
 
     def _hash_all(self, pieces: Sequence[bytes | memoryview]) -> None:
         for piece in pieces:

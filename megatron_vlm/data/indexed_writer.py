@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -60,8 +61,10 @@ class IndexedWriter:
         self.multimodal = multimodal
         self._paths = dataset_paths(prefix)
         self._closed = False
+        self._hashes: dict[str, list[str]] | None = None
+        self._adopted: Path | None = None
         self.sequences = self.documents = self.bytes = 0
-        _refuse_foreign_metadata(self._paths.metadata)
+        refuse_foreign_metadata(self._paths.metadata)
         self._paths.data.parent.mkdir(parents=True, exist_ok=True)
         self._data = HashedFile(atomic_file.partial_path(self._paths.data))
         column = self._paths.index.with_name
@@ -180,8 +183,34 @@ class IndexedWriter:
         if int(lengths.sum(dtype=np.int64)) * self.dtype.itemsize != size:
             raise ValueError(f"{path} has {size} bytes, which are not those of {len(lengths)} sequences")
         self._data.adopt(path, digests)
+        self._adopted = path
         self._add_columns(lengths, modes, facts, sequences_per_document)
         self.bytes = size
+
+    def rest(self) -> None:
+        """Nothing will be added, but `finalize` comes later: keep no file open and no buffer until then."""
+        self._data.close()
+        for column in (self._lengths, self._modes, self._starts):
+            column.close()
+        if self._facts is not None:
+            self._facts.close()
+
+    def prepare(self) -> None:
+        """Write the index aside, so that `finalize` has next to nothing left to write. A second call does nothing.
+
+        Raises ValueError as `finalize` does.
+        """
+        if self._closed or self._hashes is not None:
+            return
+        if self._last_start != self.sequences:
+            loose = self.sequences - self._last_start
+            raise ValueError(f"{self.prefix}: {loose} sequences were added after the last end_document()")
+        self._data.close()
+        hashes = {"bin": self._data.digests(), "idx": self._write_index()}
+        if self._facts is not None:
+            hashes["sequences"] = self._facts.finish()
+        self._discard_columns()
+        self._hashes = hashes
 
     def finalize(self, metadata: Mapping[str, Any] | None = None) -> None:
         """Write the index and give every file its final name. A second call does nothing.
@@ -191,13 +220,8 @@ class IndexedWriter:
         """
         if self._closed:
             return
-        if self._last_start != self.sequences:
-            loose = self.sequences - self._last_start
-            raise ValueError(f"{self.prefix}: {loose} sequences were added after the last end_document()")
-        self._data.close()
-        hashes = {"bin": self._data.digests(), "idx": self._write_index()}
-        if self._facts is not None:
-            hashes["sequences"] = self._facts.finish()
+        self.prepare()
+        assert self._hashes is not None
         replaced = self._paths.index.exists()
         # From here until the last rename there is no dataset at this name, rather than half of two of them.
         self._paths.index.unlink(missing_ok=True)
@@ -207,22 +231,23 @@ class IndexedWriter:
         else:
             self._paths.sequences.unlink(missing_ok=True)
         if metadata is not None:
-            known = {**metadata, "checksums": describe_checksums(hashes)}
+            known = {**metadata, "checksums": describe_checksums(self._hashes)}
             atomic_file.write_text(self._paths.metadata, json.dumps(known, indent=2, ensure_ascii=False) + "\n")
         elif replaced:
             self._paths.metadata.unlink(missing_ok=True)  # it described the dataset that was here before
         atomic_file.commit(self._paths.index)
-        self._discard_columns()
         self._closed = True
 
     def abort(self) -> None:
-        """Drop what was written. Files at the final names are left as they were. Never raises for a closed
-        writer.
+        """Drop what was written; a file that was adopted goes back to where it was. Files at the final names are left as they
+        were. Never raises for a closed writer.
         """
         if self._closed:
             return
         self._closed = True
-        self._data.close()
+        self._data.discard()
+        if self._adopted is not None and self._data.path.exists():
+            os.replace(self._data.path, self._adopted)
         self._discard_columns()
         if self._facts is not None:
             self._facts.discard()
@@ -289,7 +314,7 @@ class IndexedWriter:
             column.discard()
 
 
-def _refuse_foreign_metadata(path: Path) -> None:
+def refuse_foreign_metadata(path: Path) -> None:
     """Someone may keep data.json beside the data.bin they ask for: do not overwrite it."""
     if not path.exists():
         return

@@ -70,6 +70,10 @@ class FactsWriter:
         self._rows.discard()
         return stream.digests()
 
+    def close(self) -> None:
+        """Nothing more is appended; `finish` comes later."""
+        self._rows.close()
+
     def discard(self) -> None:
         self._rows.discard()
         atomic_file.discard(self.path)

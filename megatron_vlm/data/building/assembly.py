@@ -15,7 +15,9 @@ from megatron_vlm.data.building.options import BuildOptions, Duplicates
 from megatron_vlm.data.building.part import Part
 from megatron_vlm.data.building.prepared import KEY_BYTES, NO_KEY
 from megatron_vlm.data.building.statistics import Statistics
+from megatron_vlm.data.indexed_format import dataset_paths
 from megatron_vlm.data.indexed_writer import IndexedWriter
+from megatron_vlm.errors import DataError
 
 COPY_BYTES = 8 << 20
 MORE_RECORDS_THAN_A_UNIT = 1 << 40
@@ -76,6 +78,20 @@ class Assembly:
         advance(part.counts.bytes)
         return len(counts)
 
+    def refuse_older_shards(self) -> None:
+        """A pattern over the shards must not find those of an earlier run, which had more of them, besides these.
+
+        Raises DataError.
+        """
+        for output in self._current.values():
+            if output.shard is not None:
+                after = dataset_paths(output_prefixes(self.prefix, output.part, output.shard + 1)).index
+                if after.exists():
+                    raise DataError(
+                        f"{after} is there from an earlier run, and the last shard of this one is {output.prefix.name}: remove "
+                        f"the shards after that one and run the same command again, or choose another output"
+                    )
+
     def abort(self) -> None:
         for output in self.outputs:
             output.writer.abort()
@@ -113,7 +129,7 @@ class Assembly:
                 output = self._output(name)
                 left = limit - output.writer.bytes
                 if output.writer.documents and first_byte[begin + 1] - first_byte[begin] > left:
-                    self._current.pop(name)
+                    self._current.pop(name).writer.rest()
                     continue
                 room = min(room, max(left, 1))
             stop = int(np.searchsorted(first_byte, first_byte[begin] + room, side="right")) - 1

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
 import threading
 import time
@@ -14,23 +15,24 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from megatron_vlm import __version__
 from megatron_vlm.data import atomic_file
 from megatron_vlm.data.building import worker
-from megatron_vlm.data.building.assembly import Assembly, Output, merged_filters
+from megatron_vlm.data.building.assembly import Assembly, Output, merged_filters, output_prefixes
 from megatron_vlm.data.building.options import BuildOptions
 from megatron_vlm.data.building.part import Part
 from megatron_vlm.data.building.progress import Progress
 from megatron_vlm.data.indexed_format import dataset_paths
+from megatron_vlm.data.indexed_writer import refuse_foreign_metadata
 from megatron_vlm.data.quarantine import Reason
 from megatron_vlm.data.records import Source, Unit
-from megatron_vlm.data.sources.opening import InputFile
+from megatron_vlm.data.sources.opening import InputFile, is_remote
 from megatron_vlm.data.tokenizer import Tokenizer
 from megatron_vlm.errors import ConfigError, DataError
 
@@ -38,6 +40,7 @@ UNIT_BYTES = 32 << 20  # of a file that can be cut; part of a job's identity, as
 FORMAT = 1  # of the parts: another number makes old ones useless
 POLL_SECONDS = 0.2
 LOCK_SECONDS = 2.0  # in which the workers of a run that was killed have ended
+FULL = (errno.ENOSPC, errno.EDQUOT)
 PROCESS_BYTES = 8 << 20  # of sources that make up for the second in which a process starts
 
 
@@ -118,16 +121,16 @@ def build(job: BuildJob, *, workers: int, show_progress: bool = False) -> BuildR
     if workers < 1:
         raise ConfigError(f"workers is {workers}; at least one process has to do the work")
     start = time.monotonic()
+    _refuse_outputs(job)
     folder = parts_folder(job.prefix)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _full_disk_is_named(job.prefix), _only_run(folder):
+    with full_disk_is_named(job.prefix), _only_run(folder):
         _begin_or_resume(folder, job.fingerprint)
         units = [(f, unit) for f in job.files for unit in f.source.units(f.file.url, f.file.size, UNIT_BYTES)]
         with Progress(sum(f.file.size for f in job.files), show_progress) as progress:
             again, hashes = _do_units(job, folder, units, workers, progress)
             parts = [part for n in range(len(units)) if (part := Part.find(folder, n)) is not None]
             result = _put_together(job, units, parts, hashes, progress)
-    shutil.rmtree(folder)
+        _remove(folder)
     result.again, result.seconds = again, time.monotonic() - start
     return result
 
@@ -211,17 +214,21 @@ def _put_together(
     assembly = Assembly(job.prefix, job.dtype, job.multimodal, job.options)
     try:
         if not any(part.counts.documents for part in parts):
-            shutil.rmtree(parts_folder(job.prefix))
+            _remove(parts_folder(job.prefix))
             raise DataError(_nothing_left(job, parts))
         progress.writing(sum(part.counts.bytes for part in parts))
         kept = assembly.add_all(parts, progress.wrote)
         rows = _source_rows(job, units, parts, kept, hashes)
         metadata = _metadata(job, rows, parts, assembly)
+        assembly.refuse_older_shards()
+        for output in assembly.outputs:
+            output.writer.prepare()  # all that a full disk may stop, before the first has its final name
         _write_quarantine(paths.quarantine, units, parts)
         for output in assembly.outputs:
             output.writer.finalize({**metadata, **_of_output(output)})
     except BaseException:
         assembly.abort()
+        atomic_file.discard(paths.quarantine)
         raise
     size = sum(f.file.size for f in job.files)
     return BuildResult(assembly.outputs, metadata, records, lost, len(units), 0, 0.0, size, rows)
@@ -324,6 +331,25 @@ def _nothing_left(job: BuildJob, parts: Sequence[Part]) -> str:
     )
 
 
+def _refuse_outputs(job: BuildJob) -> None:
+    """Before any work: names that a dataset cannot have, or that hold something else.
+
+    Raises DataError.
+    """
+    own = dataset_paths(job.prefix)
+    shard = None if job.options.shard_bytes is None else 0
+    others = [dataset_paths(output_prefixes(job.prefix, part, shard)) for part in job.options.outputs()]
+    written = {os.path.realpath(path) for paths in (own, *others) for path in astuple(paths)}
+    for f in job.files:
+        if not is_remote(f.file.url) and os.path.realpath(f.file.url) in written:
+            raise DataError(
+                f"{f.file.url} is an input, and has the name of a file of the output {job.prefix}: choose another output, or a "
+                "pattern that leaves it out"
+            )
+    for paths in others:
+        refuse_foreign_metadata(paths.metadata)
+
+
 def _begin_or_resume(folder: Path, fingerprint: str) -> None:
     """Keep the parts of the same job, drop those of another."""
     identity = folder / "job"
@@ -333,35 +359,85 @@ def _begin_or_resume(folder: Path, fingerprint: str) -> None:
         same = False
     for path in folder.iterdir():
         stale = path.name.endswith(".partial") or not same
-        if stale and path.name != "lock":
+        if stale and path.name not in ("lock", "job"):
             path.unlink()
     atomic_file.write_text(identity, fingerprint)
+
+
+def _remove(folder: Path) -> None:
+    """At once, and while it is locked: a run that waits for the lock begins with a folder of its own."""
+    done = folder.with_name(folder.name + ".done")
+    shutil.rmtree(done, ignore_errors=True)
+    os.replace(folder, done)
+    shutil.rmtree(done)
 
 
 @contextmanager
 def _only_run(folder: Path) -> Iterator[None]:
     """Refuse a second run at the same output. The lock ends with the process and its workers, however they end."""
-    folder.mkdir(exist_ok=True)
-    with open(folder / "lock", "w", encoding="utf-8") as lock:
-        given_up = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > given_up:
-                    output = folder.with_suffix("")
-                    raise DataError(f"another run is writing {output}: wait for it, or choose another output") from None
-                time.sleep(0.05)
+    given_up = time.monotonic() + LOCK_SECONDS
+    while (lock := _take_lock(folder)) is None:
+        if time.monotonic() > given_up:
+            raise DataError(f"another run is writing {folder.with_suffix('')}: wait for it, or choose another output")
+        time.sleep(0.05)
+    with lock:
         yield
+
+
+def _take_lock(folder: Path) -> TextIO | None:
+    """The folder's lock; None where another run has it, or has just ended and removed its folder."""
+    try:
+        stream = _open_lock(folder)
+    except FileNotFoundError:
+        return None
+    if _lock(stream) and _is_at(stream, folder / "lock"):
+        return stream
+    stream.close()
+    return None
+
+
+def _open_lock(folder: Path) -> TextIO:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in folder.iterdir()}
+        if strangers := sorted(names - {"lock", "job.partial"} if "job" not in names else ()):
+            raise DataError(
+                f"{folder} holds {strangers[0]}, which is no part of a run: parts of this one would be written there and the "
+                "folder removed at the end; choose another output"
+            )
+        return open(folder / "lock", "w", encoding="utf-8")
+    except OSError as error:
+        if error.errno in (*FULL, errno.ENOENT):
+            raise
+        raise DataError(
+            f"{folder}, where the parts are kept, cannot be written ({error.strerror}): choose another output"
+        ) from error
+
+
+def _lock(stream: TextIO) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise  # a file system without locks (Lustre, by default) is no reason not to write there
+    return True
+
+
+def _is_at(stream: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
-def _full_disk_is_named(prefix: Path) -> Iterator[None]:
+def full_disk_is_named(prefix: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         raise DataError(
             f"the disk of {prefix.parent.absolute()} is full ({error.strerror}). Nothing was written under the final name; "

@@ -103,7 +103,7 @@ class PartWriter:
         return self.counts
 
     def discard(self) -> None:
-        self._data.close()
+        self._data.discard()
         self._discard_columns()
         for suffix in (".bin", ".columns", ".json"):
             self._aside(suffix).unlink(missing_ok=True)
