@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_vlm.data.sources.array_elements import BrokenArray, read_array
@@ -27,6 +27,7 @@ def scan(text: bytes, chunk: int = 1 << 20, **limits: int) -> list[tuple[int, by
     return list(read_array(io.BytesIO(text).read, chunk, **limits))
 
 
+@settings(max_examples=50)
 @given(
     values=st.lists(VALUES), form=st.sampled_from(FORMS), chunk=st.integers(1, 40), mark=st.booleans(), white=st.booleans()
 )

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_vlm.data.quarantine import Reason, Rejection
@@ -302,6 +302,7 @@ JSON = st.recursive(
 RECORDS = st.dictionaries(st.sampled_from(["id", "image", "images", "conversations", "messages", "texts"]), JSON, max_size=4)
 
 
+@settings(max_examples=60)
 @given(records=st.lists(RECORDS, min_size=1, max_size=5))
 def test_no_json_makes_the_reader_raise(records: list[Any], tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp() / "any"

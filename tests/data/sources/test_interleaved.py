@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_vlm.data.quarantine import Reason, Rejection
@@ -216,6 +216,7 @@ JSON = st.recursive(
 RECORDS = st.dictionaries(st.sampled_from(["id", "url", "images", "texts", "text_list", "image_info"]), JSON, max_size=4)
 
 
+@settings(max_examples=60)
 @given(records=st.lists(RECORDS, min_size=1, max_size=5), similarity=st.none() | st.floats(0, 1))
 def test_no_json_makes_the_reader_raise(
     records: list[Any], similarity: float | None, tmp_path_factory: pytest.TempPathFactory

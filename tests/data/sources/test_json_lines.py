@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_vlm.data.quarantine import Reason, Rejection
@@ -63,6 +63,7 @@ def texts_of(outcomes: list[Record | Rejection]) -> list[str]:
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
+@settings(max_examples=25)  # of each suffix
 @given(texts=TEXTS, ascii_only=st.booleans())
 def test_texts_come_back(suffix: str, texts: list[str], ascii_only: bool) -> None:
     lines = [json.dumps({"id": f"n{n}", "text": text}, ensure_ascii=ascii_only) for n, text in enumerate(texts)]
@@ -105,6 +106,7 @@ def test_a_file_gives_the_same_records_wherever_it_is_cut(
 
 
 @pytest.mark.parametrize("suffix", [*COMPRESS, ".json"])
+@settings(max_examples=25)  # of each suffix
 @given(content=st.binary(max_size=300), start=st.integers(0, 300), length=st.integers(0, 300))
 def test_random_bytes_never_raise(suffix: str, content: bytes, start: int, length: int) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -134,7 +134,7 @@ def test_a_value_that_python_does_not_have_costs_its_row(tmp_path: Path) -> None
     assert found == [True, Reason.BROKEN_FILE, True]
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6))
 def test_no_damage_to_a_parquet_makes_the_reader_raise(
     flips: list[tuple[float, int]], tmp_path_factory: pytest.TempPathFactory
