@@ -315,8 +315,9 @@ def _spooled(prefix: Path, suffix: str) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("ab", buffering=0)
     except OSError as error:
-        raise DataError(f"{path}, where standard input is kept, cannot be written ({error.strerror}): choose another output") \
-            from error
+        raise DataError(
+            f"{path}, where standard input is kept, cannot be written ({error.strerror}): choose another output"
+        ) from error
     with stream:
         if not take_lock(stream, path):  # of two runs at one output, the later must not touch the earlier one's
             raise DataError(f"another run is writing {prefix}: wait for it, or choose another output")

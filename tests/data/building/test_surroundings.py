@@ -89,7 +89,9 @@ def test_older_shards_do_not_mix_with_new_ones(prose: Path, tokenizer: Tokenizer
 
     run(400)
     before = names(tmp_path / "out")
-    with pytest.raises(DataError, match=r"d_00001\.idx is there from an earlier run, and the last shard of this one is d_00000"):
+    with pytest.raises(
+        DataError, match=r"d_00001\.idx is there from an earlier run, and the last shard of this one is d_00000"
+    ):
         run(1 << 20)
     assert [name for name in names(tmp_path / "out") if name != "d.parts"] == before
 
