@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     text = kind("text", "documents: .jsonl .json .ndjson .parquet .txt, .tar of .json, also .gz .zst .bz2 .xz; - is .jsonl")
     text.add_argument("--key", default="text", help="field or column that holds the text (default: %(default)s)")
-    text.add_argument("--separator", help="what parts the documents of a .txt (default: a file is a document)")
+    text.add_argument(
+        "--separator", help=r"what parts the documents of a .txt, such as '\n\n' (default: a file is a document)"
+    )
 
     pictures = kind("image-text", "captioned pictures: .tar as img2dataset writes them, .parquet, .jsonl or LLaVA .json")
     pictures.add_argument(
@@ -152,8 +154,8 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-aspect", type=float, metavar="RATIO", help="leave out ones with a longer / shorter side above it"
     )
-    group.add_argument("--min-caption", type=int, default=0, metavar="CHARS", help="leave out shorter captions")
-    group.add_argument("--max-caption", type=int, metavar="CHARS", help="leave out longer captions")
+    group.add_argument("--min-caption", type=int, default=0, metavar="CHARS", help="leave out pictures with less text")
+    group.add_argument("--max-caption", type=int, metavar="CHARS", help="leave out pictures with more text")
     group.add_argument(
         "--duplicates",
         choices=("keep", "sha256", "dhash"),
@@ -165,7 +167,7 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--image-format", choices=("keep", "jpeg", "webp", "png"), default="keep", help="make others anew (default: keep)"
     )
-    group.add_argument("--quality", type=int, default=90, help="of a JPEG or WebP made anew (default: %(default)s)")
+    group.add_argument("--quality", type=int, metavar="1-100", help="of a JPEG or WebP made anew (default: 90)")
     group.add_argument("--strip-metadata", action="store_true", help="take EXIF, XMP and comments out; pixels stay")
 
 
@@ -178,8 +180,7 @@ def run(args: argparse.Namespace) -> int:
     )
     from megatron_vlm.data.tokenizer import Tokenizer
 
-    if args.summary is not None:
-        _refuse_summary(args.summary)
+    _refuse_early(args)
     common: dict[str, Any] = {
         "options": build_options(args),
         "workers": args.workers,
@@ -233,10 +234,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_summary(path: Path) -> None:
-    """Before the work and not after it. Raises ConfigError where `path` cannot be written."""
+def _refuse_early(args: argparse.Namespace) -> None:
+    """Before the work what would be found after it. Raises ConfigError for --max-lost and --summary that cannot be."""
     from megatron_vlm.errors import ConfigError
 
+    if not 0 <= args.max_lost <= 1:
+        raise ConfigError(f"--max-lost is {args.max_lost}: give a share of the records, from 0 to 1, such as 0.1")
+    path: Path | None = args.summary
+    if path is None:
+        return
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise ConfigError(f"--summary {path} cannot be written: name a file in a folder that exists")
 
@@ -246,6 +252,7 @@ def build_options(args: argparse.Namespace) -> BuildOptions:
     from megatron_vlm.data.building.options import BuildOptions, Duplicates, Split
     from megatron_vlm.data.encoded_pictures.filters import CaptionFilter, PictureFilter
     from megatron_vlm.data.encoded_pictures.reencode import Reencode
+    from megatron_vlm.errors import ConfigError
 
     given: dict[str, Any] = {
         "append_eod": args.append_eod,
@@ -263,9 +270,14 @@ def build_options(args: argparse.Namespace) -> BuildOptions:
         }
         if args.max_pixels is not None:
             given["max_pixels"] = args.max_pixels
+        if args.quality is not None and args.max_side is None and args.image_format == "keep":
+            raise ConfigError("--quality is of pictures that are made anew: give --max-side or --image-format too")
         if args.max_side is not None or args.image_format != "keep" or args.strip_metadata:
             given["reencode"] = Reencode(
-                max_side=args.max_side, format=args.image_format, quality=args.quality, strip=args.strip_metadata
+                max_side=args.max_side,
+                format=args.image_format,
+                quality=90 if args.quality is None else args.quality,
+                strip=args.strip_metadata,
             )
     return BuildOptions(**given)
 

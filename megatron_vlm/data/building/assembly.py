@@ -57,12 +57,9 @@ class Assembly:
         if len(parts) == 1 and self._takes_all():
             return [self._adopt(parts[0], advance)]
         drop = _duplicate_records(parts) if self.options.duplicates is not Duplicates.KEEP else None
-        kept = []
-        for number, part in enumerate(parts):
-            kept.append(self._add(number, part, drop, advance))
         for name in range(len(self.options.outputs())):
-            self._output(name)  # an empty part of a split is a dataset too
-        return kept
+            self._output(name)  # in the order in which they were named; an empty part of a split is a dataset too
+        return [self._add(number, part, drop, advance) for number, part in enumerate(parts)]
 
     def _takes_all(self) -> bool:
         """Whether every document goes to one dataset."""

@@ -76,7 +76,8 @@ class BuildOptions:
         thorough: decode every picture whole; otherwise its header and structure are checked, at a hundredth of the cost.
         max_pixels: a picture with more is set aside as oversized, before anything is allocated for it.
         reencode: how pictures are made anew; None keeps every byte.
-        pictures, captions: what is filtered out. `captions` looks at the texts of documents with pictures.
+        pictures, captions: what is filtered out. `captions` looks at all text together of a document with
+            pictures, which of a captioned picture is its caption; a record of several documents goes with the first refused.
         duplicates: what to do with a picture that was there before; only records of one picture are looked at.
         max_tokens: a document with more text tokens is set aside; None for no bound.
         split: parts that documents are spread over; None for one dataset.

@@ -145,6 +145,7 @@ class Preparer:
         documents: list[list[Text | _Stored]] = []
         for document in record.documents:
             pictured = any(isinstance(part, Picture) for part in document)
+            texts: list[str] = []
             parts: list[Text | _Stored] = []
             for part in document:
                 if isinstance(part, Picture):
@@ -155,10 +156,12 @@ class Preparer:
                             return outcome
                         known = stored[id(part)] = outcome
                     parts.append(known)
-                elif pictured and not part.special and (refusal := self.options.captions.refusal(part.text)) is not None:
-                    return refusal
-                else:
-                    _add_text(parts, part)
+                    continue
+                _add_text(parts, part)
+                if not part.special:
+                    texts.append(part.text)
+            if pictured and (refusal := self.options.captions.refusal("".join(texts))) is not None:
+                return refusal
             documents.append(parts)
         return _Checked(record, documents, self._key(list(stored.values())))
 
