@@ -34,7 +34,7 @@ def open_sequence_facts(prefix: Path | str, sequences: int) -> npt.NDArray[np.in
     remedy = "remove it, or preprocess the sources again"
     try:
         facts: npt.NDArray[Any] = np.load(path, mmap_mode="r" if sequences else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy raises whatever it likes on a damaged header: SyntaxError, TokenError, ...
         raise DataError(f"{path} cannot be read as an .npy: {error}; {remedy}") from error
     if facts.shape != (sequences, 2) or facts.dtype != np.dtype("<i4"):
         raise DataError(

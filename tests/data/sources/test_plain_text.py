@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from megatron_vlm.data.quarantine import Reason, Rejection
@@ -54,6 +54,8 @@ def test_separators(tmp_path: Path, read_source: ReadSource) -> None:
 def test_blank_lines_part_what_a_regular_expression_says(
     tmp_path_factory: pytest.TempPathFactory, read_source: ReadSource, text: str, limit: int
 ) -> None:
+    # a line over the limit is not looked into, so that one of white space does not count as blank
+    assume(all(line.strip() or len(line) <= limit for line in text.split("\n")))
     path = tmp_path_factory.getbasetemp() / "paragraphs.txt"
     path.write_text(text)
     expected = [part.strip("\n") for part in re.split(r"(?:^|\n)(?:[ \t]*(?:\n|$))+", text) if part.strip()]
