@@ -239,7 +239,7 @@ class IndexedWriter:
         self._closed = True
 
     def abort(self) -> None:
-        """Drop what was written; a file that was adopted goes back to where it was. Files at the final names are left as they
+        """Drop what was written; an adopted file goes back to where it was. Files at the final names are left as they
         were. Never raises for a closed writer.
         """
         if self._closed:
