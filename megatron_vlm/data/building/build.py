@@ -343,8 +343,8 @@ def _refuse_outputs(job: BuildJob) -> None:
     for f in job.files:
         if not is_remote(f.file.url) and os.path.realpath(f.file.url) in written:
             raise DataError(
-                f"{f.file.url} is an input, and has the name of a file of the output {job.prefix}: choose another output, or a "
-                "pattern that leaves it out"
+                f"{f.file.url} is an input, and has the name of a file of the output {job.prefix}: choose another output, "
+                "or a pattern that leaves it out"
             )
     for paths in others:
         refuse_foreign_metadata(paths.metadata)
@@ -402,8 +402,8 @@ def _open_lock(folder: Path) -> TextIO:
         names = {path.name for path in folder.iterdir()}
         if strangers := sorted(names - {"lock", "job.partial"} if "job" not in names else ()):
             raise DataError(
-                f"{folder} holds {strangers[0]}, which is no part of a run: parts of this one would be written there and the "
-                "folder removed at the end; choose another output"
+                f"{folder} holds {strangers[0]}, which is no part of a run: parts of this one would be written there and "
+                "the folder removed at the end; choose another output"
             )
         return open(folder / "lock", "w", encoding="utf-8")
     except OSError as error:
