@@ -85,8 +85,8 @@ class Assembly:
                 after = dataset_paths(output_prefixes(self.prefix, output.part, output.shard + 1)).index
                 if after.exists():
                     raise DataError(
-                        f"{after} is there from an earlier run, and the last shard of this one is {output.prefix.name}: remove "
-                        f"the shards after that one and run the same command again, or choose another output"
+                        f"{after} is there from an earlier run, and the last shard of this one is {output.prefix.name}: "
+                        f"remove the shards after that one and run the same command again, or choose another output"
                     )
 
     def abort(self) -> None:
