@@ -212,3 +212,20 @@ def test_preparing_data_needs_no_torch(sources: Path, tokenizer: Path) -> None:
     ]
     done = subprocess.run([sys.executable, "-c", program, "preprocess", "text", *inputs], check=False, capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--quality", "50"), "--quality is of pictures that are made anew"),
+        (("--max-lost", "7"), "--max-lost is 7.0"),
+        (("--summary", "no/such/folder.json"), "--summary no/such/folder.json cannot be written"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_work(
+    sources: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, str], message: str
+) -> None:
+    common = ["--input", str(sources / "*.tar"), "--output", str(sources / "d"), "--tokenizer", str(tokenizer)]
+    assert main(["preprocess", "image-text", *common, *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(sources.glob("d*"))
