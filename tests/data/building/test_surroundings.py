@@ -6,10 +6,12 @@ import io
 import json
 import os
 import resource
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,24 +133,25 @@ def test_a_run_that_waited_for_another_begins_with_a_folder_of_its_own(
     assert names(tmp_path) == ["d.bin", "d.idx", "d.json", "d.sequences.npy", "prose.jsonl"]
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """A disk with room for 1000 bytes a file: the kernel refuses the next one, as a full disk does."""
-    import signal
-
+    """A disk with room for 1000 bytes a file: the kernel refuses the next one, as a full disk does. Not for longer than the
+    call that is tested: a log that pytest writes is a file too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, ignored)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 def test_a_part_that_does_not_fit_is_not_left_behind(
-    prose: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_files: None
+    prose: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(building, "FULL", (27,))  # EFBIG, in place of ENOSPC
-    with pytest.raises(DataError, match="is full"):
+    with pytest.raises(DataError, match="is full"), small_files():
         preprocess_text([str(prose)], tmp_path / "d", tokenizer)
     assert names(parts_folder(tmp_path / "d")) == ["job", "lock"]
 
@@ -194,11 +197,11 @@ def test_standard_input_leaves_no_file_where_nothing_can_be_used(
 
 
 def test_standard_input_that_does_not_fit(
-    prose: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_files: None
+    prose: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(building, "FULL", (27,))
     monkeypatch.setattr(sys, "stdin", Stdin(prose.read_bytes()))
-    with pytest.raises(DataError, match="is full"):
+    with pytest.raises(DataError, match="is full"), small_files():
         preprocess_text(["-"], tmp_path / "d", tokenizer)
     assert names(tmp_path) == ["prose.jsonl"]
 
