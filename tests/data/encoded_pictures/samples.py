@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import zlib
@@ -81,6 +82,7 @@ def deep_png(values: npt.NDArray[np.uint8]) -> bytes:
     return raw_png(*values.shape[:2], 16, 2, rows)
 
 
+@functools.cache  # it holds the second in which it was made
 def srgb_profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
