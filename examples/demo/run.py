@@ -1,6 +1,6 @@
 """The demo: from raw pictures and prose to an evaluated vision-language model, by the commands that a user would type.
 
-  make demo            or: python examples/demo/run.py [--steps 400] [--folder runs/demo]
+  make demo            or: python examples/demo/run.py [--steps 380] [--folder runs/demo]
 
 1. `megatron-vlm preprocess` turns the bundled tars and prose into Megatron's .bin/.idx.
 2. `torchrun ... train` pre-trains the `tiny` preset on two ranks, pipeline-parallel; pictures enter at 60 % of the run.
@@ -62,6 +62,9 @@ def prepare(folder: Path) -> dict[str, str]:
     prefixes = {name: str(folder / "data" / name) for name in jobs}
     for name, job in jobs.items():
         call([*COMMAND, "preprocess", *job, "--output", prefixes[name], *tokenizer])
+    # a third of the unread prose tells as much, and every evaluation reads it
+    whole, prefixes["unread"] = prefixes["unread"], str(folder / "data" / "unread_sample")
+    call([*COMMAND, "sample", whole, "--documents", "4", "--output", prefixes["unread"]])
     return prefixes
 
 
@@ -79,7 +82,7 @@ def train_command(folder: Path, prefixes: dict[str, str], steps: int, ranks: int
         "schedule.train_steps": str(steps),
         "logging.directory": str(folder / "run"),
         "logging.log_interval": "20",
-        "logging.eval_interval": str(steps // 3 + 1),
+        "logging.eval_interval": str(steps),  # at the start, at the border and at the end
     }
     for name, value in fields.items():
         command += [f"--{name}", value]
@@ -172,7 +175,7 @@ def _default_ranks() -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400, help="length of the run (default: 400, some minutes on 2 cores)")
+    parser.add_argument("--steps", type=int, default=380, help="length of the run (default: 380, some minutes on 2 cores)")
     parser.add_argument("--ranks", type=int, help="pipeline stages (default: 2, or 1 where there is one GPU)")
     parser.add_argument("--folder", type=Path, default=Path("runs/demo"), help="where it is made, anew (default: runs/demo)")
     parser.add_argument("--without-smoke", action="store_true", help="leave out the smoke run of the 1B recipe")
