@@ -8,20 +8,20 @@ from dataclasses import replace
 from megatron_vlm.data.captions import CaptionChoice
 from megatron_vlm.data.records import Source
 from megatron_vlm.data.sources.caption_rule import caption_rule
-from megatron_vlm.data.sources.decompression import split_compression
 from megatron_vlm.data.sources.image_text_jsonl import ImageTextJsonl
 from megatron_vlm.data.sources.image_text_parquet import ImageTextParquet
 from megatron_vlm.data.sources.image_text_tar import ImageTextTar
 from megatron_vlm.data.sources.json_lines import JsonLines
 from megatron_vlm.data.sources.parquet_text import ParquetText
 from megatron_vlm.data.sources.plain_text import PlainText
+from megatron_vlm.data.sources.suffixes import (
+    JSON_SUFFIXES,
+    PARQUET_SUFFIXES,
+    TAR_SUFFIXES,
+    TEXT_SUFFIXES,
+    known_suffix,
+)
 from megatron_vlm.data.sources.text_tar import TextTar
-from megatron_vlm.errors import DataError
-
-JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
-PARQUET_SUFFIXES = (".parquet", ".pq")
-TAR_SUFFIXES = (".tar",)
-TEXT_SUFFIXES = (".txt", ".text", ".md")
 
 
 def text_source(url: str, key: str = "text", *, separator: str | None = None) -> Source:
@@ -35,7 +35,7 @@ def text_source(url: str, key: str = "text", *, separator: str | None = None) ->
         DataError: a name with no known suffix, or with a compression that is not read.
         ConfigError: as the sources do.
     """
-    match _suffix(url, (*JSON_SUFFIXES, *PARQUET_SUFFIXES, *TAR_SUFFIXES, *TEXT_SUFFIXES), "text"):
+    match known_suffix(url, (*JSON_SUFFIXES, *PARQUET_SUFFIXES, *TAR_SUFFIXES, *TEXT_SUFFIXES), "text"):
         case suffix if suffix in JSON_SUFFIXES:
             return JsonLines(key)
         case suffix if suffix in PARQUET_SUFFIXES:
@@ -59,7 +59,7 @@ def image_text_source(
 
     Args:
         captions: the field that holds the caption, or the weights of several, of which one is drawn for each record; as the
-            format names its fields: "txt" or "caption" (of the .json; "syn.json:caption" of another) of a tar, a column of a
+            format names its fields: "txt" or "caption" (of the .json, or "syn.json:caption") of a tar, a column of a
             .parquet, a field of a .jsonl. By default what is common in the format.
         choice: what to do with a list of captions.
         seed: seeds what is drawn.
@@ -71,7 +71,7 @@ def image_text_source(
         ConfigError: weights that are no positive numbers, fields that the format cannot have.
     """
     rule = caption_rule(captions, choice, seed)
-    match _suffix(url, (*JSON_SUFFIXES, *PARQUET_SUFFIXES, *TAR_SUFFIXES), "captioned pictures"):
+    match known_suffix(url, (*JSON_SUFFIXES, *PARQUET_SUFFIXES, *TAR_SUFFIXES), "captioned pictures"):
         case suffix if suffix in TAR_SUFFIXES:
             return ImageTextTar(replace(rule, fields=tuple((_tar_field(name), weight) for name, weight in rule.fields)))
         case suffix if suffix in PARQUET_SUFFIXES:
@@ -83,16 +83,3 @@ def image_text_source(
 def _tar_field(name: str) -> str:
     """As `ImageTextTar` names it: "caption" is of the .json, unless it is a text member's suffix."""
     return name if ":" in name or name.rpartition(".")[2] == "txt" else f"json:{name}"
-
-
-def _suffix(url: str, known: tuple[str, ...], what: str) -> str:
-    name, compression = split_compression(url)
-    found = next((suffix for suffix in known if name.endswith(suffix)), None)
-    if found is None:
-        raise DataError(
-            f"{url}: its name does not say how to read {what}; known are {' '.join(known)}, and all but .parquet also with "
-            "one of .gz .zst .bz2 .xz after it"
-        )
-    if found in PARQUET_SUFFIXES and compression:
-        raise DataError(f"{url}: parquet is compressed within, and not read inside of {compression}; unpack it")
-    return found
