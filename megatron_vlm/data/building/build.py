@@ -32,7 +32,7 @@ from megatron_vlm.data.indexed_format import dataset_paths
 from megatron_vlm.data.indexed_writer import refuse_foreign_metadata
 from megatron_vlm.data.quarantine import Reason
 from megatron_vlm.data.records import Source, Unit
-from megatron_vlm.data.sources.opening import InputFile, is_remote
+from megatron_vlm.data.sources.opening import InputFile, file_sha256, is_remote
 from megatron_vlm.data.tokenizer import Tokenizer
 from megatron_vlm.errors import ConfigError, DataError
 
@@ -155,7 +155,7 @@ def _do_units(
         worker.set_threads(threads)
         own = worker.Worker(about, progress.shared)
         with progress.watching(), ThreadPoolExecutor(1, thread_name_prefix="hash") as beside:
-            hashing = {url: beside.submit(worker.hash_file, url) for url in urls}
+            hashing = {url: beside.submit(file_sha256, url) for url in urls}
             try:
                 for unit_job in todo:
                     own.do(*unit_job)
@@ -184,7 +184,7 @@ def _in_processes(
     pool = ProcessPoolExecutor(processes, context, worker.begin, (about, shared, threads))
     try:
         waiting: set[Future[Any]] = {pool.submit(worker.do, *unit_job) for unit_job in todo}
-        hashes = {url: pool.submit(worker.hash_file, url) for url in urls}
+        hashes = {url: pool.submit(file_sha256, url) for url in urls}
         waiting |= set(hashes.values())
         while waiting:
             done, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)

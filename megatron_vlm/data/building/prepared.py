@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +17,7 @@ from megatron_vlm.data.encoded_pictures.unusable import Defect
 from megatron_vlm.data.indexed_format import IMAGE_MODE, TEXT_MODE
 from megatron_vlm.data.picture_check import check_picture
 from megatron_vlm.data.quarantine import FILTERED, Reason, Rejection
-from megatron_vlm.data.records import Document, Picture, Record, Text
+from megatron_vlm.data.records import Picture, Record, Text
 from megatron_vlm.data.tokenizer import Tokenizer
 
 KEY_BYTES = 16
@@ -204,12 +205,13 @@ class Preparer:
         ]
         ids, offsets = self.tokenizer.encode_flat(texts, parallel=parallel)
         flat = np.ascontiguousarray(ids, dtype=self.dtype).data.cast("B")
-        borders = iter((offsets * self.dtype.itemsize).tolist())
-        state = _Borders(borders)
+        borders = itertools.pairwise((offsets * self.dtype.itemsize).tolist())
         for item in checked:
-            self._lay_out(url, item, flat, state, batch)
+            self._lay_out(url, item, flat, borders, batch)
 
-    def _lay_out(self, url: str, item: _Checked, flat: memoryview, borders: _Borders, batch: PreparedBatch) -> None:
+    def _lay_out(
+        self, url: str, item: _Checked, flat: memoryview, borders: Iterator[tuple[int, int]], batch: PreparedBatch
+    ) -> None:
         """Append a record's documents; all of them or, where one is no document, none."""
         made: list[tuple[list[_Sequence], bytes]] = []
         defect: Defect | None = None
@@ -222,7 +224,7 @@ class Preparer:
                 if part.special:
                     data: bytes | memoryview = self._special_token(part.text)
                 else:
-                    data = flat[slice(*borders.next())]
+                    data = flat[slice(*next(borders))]
                 if len(data):
                     _extend(sequences, (int(part.learnt), 0), [data])
             text_bytes = sum(s.size for s in sequences if s.mode == TEXT_MODE)
@@ -283,18 +285,6 @@ class _Sequence:
         self.size = sum(map(len, self.pieces))
 
 
-class _Borders:
-    """Hands out the (begin, end) of one text after another."""
-
-    def __init__(self, borders: Callable[..., int] | object) -> None:
-        self._borders = iter(borders)  # type: ignore[call-overload]
-        self._last: int = next(self._borders)
-
-    def next(self) -> tuple[int, int]:
-        begin, self._last = self._last, next(self._borders)
-        return begin, self._last
-
-
 def _extend(sequences: list[_Sequence], facts: tuple[int, int], pieces: list[bytes | memoryview]) -> None:
     """More text: into the last sequence where that is text of the same kind, else as a new one."""
     last = sequences[-1] if sequences else None
@@ -329,6 +319,3 @@ def as_columns(batch: PreparedBatch) -> dict[str, npt.NDArray[np.generic]]:
         "records": np.array(batch.records, "<i8"),
         "keys": np.frombuffer(b"".join(batch.keys), f"V{KEY_BYTES}"),
     }
-
-
-__all__ = ["KEY_BYTES", "NO_KEY", "Document", "PreparedBatch", "Preparer", "as_columns"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import threading
@@ -18,14 +17,12 @@ from megatron_vlm.data.building.part import PartCounts, PartWriter
 from megatron_vlm.data.building.prepared import Preparer
 from megatron_vlm.data.quarantine import Rejection
 from megatron_vlm.data.records import Picture, Record, Source, Unit
-from megatron_vlm.data.sources.opening import open_input
 from megatron_vlm.data.tokenizer import Tokenizer
 from megatron_vlm.errors import DataError
 
 #: a batch ends with whichever comes first; what a worker holds of a unit is one batch, before and after it is prepared
 BATCH_RECORDS = 512
 BATCH_BYTES = 8 << 20
-HASH_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class WorkerJob:
 
 
 class Worker:
-    """Does units and hashes files. `progress` is a shared array of bytes read, documents and tokens, or anything with
+    """Does units. `progress` is a shared array of bytes read, documents and tokens, or anything with
     `get_lock()` and items."""
 
     def __init__(self, job: WorkerJob, progress: Any) -> None:
@@ -101,15 +98,6 @@ def _stopped_by(rejection: Rejection) -> str:
         f"{rejection.file}, {record}: {rejection.reason}: {rejection.detail}. Mend or remove the record, or run without "
         f"--strict to set such records aside"
     )
-
-
-def hash_file(url: str) -> str:
-    """sha256 of a source's bytes, in hex."""
-    digest = hashlib.sha256()
-    with open_input(url) as stream:
-        while chunk := stream.read(HASH_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 # In a process of a pool, where a function can only be named:
