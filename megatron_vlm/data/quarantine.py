@@ -1,16 +1,9 @@
-"""Records that cannot be used: why, which, and where they are written down."""
+"""Records that cannot be used, and sound ones that are left out: which, and why."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from typing import TextIO
-
-from megatron_vlm.data import atomic_file
-from megatron_vlm.errors import DataError
 
 
 class Reason(StrEnum):
@@ -64,60 +57,3 @@ class Rejection:
     offset: int = 0
     number: int = 0
     bytes_read: int = 0
-
-
-class Quarantine:
-    """Counts rejections and writes them to `path`, one JSON object a line; atomically, and only if there are
-    any.
-
-    With `strict`, the first rejection raises DataError instead.
-    """
-
-    def __init__(self, path: Path, strict: bool = False) -> None:
-        self.path = path
-        self.counts: Counter[Reason] = Counter()
-        self.first: Rejection | None = None
-        self._strict = strict
-        self._stream: TextIO | None = None
-
-    def add(self, rejection: Rejection) -> None:
-        """Record a rejection. Raises DataError, naming file, record and remedy, when strict."""
-        if self._strict:
-            raise DataError(
-                f"{rejection.file}, record {rejection.key!r}: {rejection.reason}: {rejection.detail}. "
-                "Mend or remove "
-                "the record, or run without --strict to set such records aside"
-            )
-        if self._stream is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial = atomic_file.partial_path(self.path)
-            self._stream = open(partial, "w", encoding="utf-8", newline="\n")  # noqa: SIM115  closed by commit
-        self.counts[rejection.reason] += 1
-        self.first = self.first or rejection
-        row = {
-            "file": str(rejection.file),
-            "key": rejection.key,
-            "reason": rejection.reason.value,
-            "detail": rejection.detail,
-        }
-        self._stream.write(json.dumps(row) + "\n")  # ASCII: a detail may quote text that is no valid Unicode
-
-    def commit(self) -> None:
-        """Give the file its name; without rejections, remove the one that an earlier run left."""
-        if self._stream is None:
-            self.path.unlink(missing_ok=True)
-            return
-        self._stream.close()
-        atomic_file.commit(self.path)
-        self._stream = None
-
-    def discard(self) -> None:
-        """Drop what was not committed."""
-        if self._stream is not None:
-            self._stream.close()
-            atomic_file.discard(self.path)
-            self._stream = None
-
-    def by_reason(self) -> dict[str, int]:
-        """Counts by reason, sorted by its name."""
-        return {reason.value: self.counts[reason] for reason in sorted(self.counts)}

@@ -289,3 +289,20 @@ def test_splits_that_are_none_are_refused(text: str) -> None:
 def test_megatrons_way_to_write_a_split() -> None:
     assert Split.parse("98,1,1").names == ("train", "valid", "test")
     assert Split.parse("99,1,0").names == ("train", "valid")
+
+
+def test_the_quarantine_is_ascii_and_goes_when_nothing_is_set_aside(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    source = tmp_path / "t.jsonl"
+    source.write_text('{"text": "red"}\n{"text": 5, "caf\\u00e9 \\ud800": 1}\n')
+    run(source, tmp_path / "d", tokenizer)
+    (line,) = (tmp_path / "d.quarantine.jsonl").read_bytes().splitlines()
+    assert line.isascii()
+    assert set(json.loads(line)) == {"file", "offset", "record", "key", "reason", "detail"}
+    source.write_text('{"text": "red"}\n')
+    run(source, tmp_path / "d", tokenizer)
+    assert not (tmp_path / "d.quarantine.jsonl").exists()
+
+
+def test_a_strict_run_names_the_record_and_the_remedy(prose: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"prose\.jsonl, record 1 \(n0\): missing_text: .*or run without --strict"):
+        run(prose, tmp_path / "d", tokenizer, strict=True)
