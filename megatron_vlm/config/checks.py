@@ -260,7 +260,7 @@ def _later(config: RunConfig, index: int) -> str:
     if previous >= config.total_steps:
         return f"the run ends there: let stage {index - 1} end before"
     if config.curriculum.stages[index].until_tokens is not None:
-        return f"until_tokens must be at least {previous * config.tokens_per_step + 1}"
+        return f"until_tokens must be at least {config.tokens_before(previous) + 1}"
     return f"until must be at least {(previous + 1) / config.total_steps:.6g}"
 
 

@@ -119,5 +119,9 @@ class ModelConfig:
     @property
     def image_tokens(self) -> int:
         """Rows (placeholders) that one picture takes in the language model's sequence."""
-        side = self.vision.grid // self.projector.pixel_shuffle
+        return self.image_tokens_at()
+
+    def image_tokens_at(self, image_size: int | None = None, pool: int = 1) -> int:
+        """Rows of one picture of `image_size` pixels a side (None: the encoder's own), averaged `pool` x `pool`."""
+        side = (image_size or self.vision.image_size) // self.vision.patch_size // self.projector.pixel_shuffle // pool
         return side * side

@@ -27,6 +27,11 @@ class ScheduleConfig:
 
     micro_batch_size: int = 1
     global_batch_size: int = 8
+    #: packs of a step at the start of the run; the batch then grows by `rampup_batch_increment` at equal distances until
+    #: `rampup_packs` packs were trained on. null: no ramp
+    rampup_batch_start: int | None = None
+    rampup_batch_increment: int = 1
+    rampup_packs: int = 0
     #: length of the run in positions (packs * sequence_length), rounded up to whole steps; or in steps
     train_tokens: int | None = None
     train_steps: int | None = None

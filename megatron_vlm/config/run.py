@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 
 from megatron_vlm.config.bookkeeping import CheckpointConfig, LoggingConfig
 from megatron_vlm.config.curriculum import CurriculumConfig
@@ -10,6 +13,7 @@ from megatron_vlm.config.data import DataConfig
 from megatron_vlm.config.model import ModelConfig
 from megatron_vlm.config.optimization import OptimizerConfig, ScheduleConfig
 from megatron_vlm.config.parallel import ParallelConfig
+from megatron_vlm.config.steps import Segment, StepShape, run_segments
 
 
 @dataclass(frozen=True)
@@ -23,33 +27,61 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Positions of one step, padding included."""
-        return self.schedule.global_batch_size * self.data.sequence_length
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """The steps of the run in stretches of one shape, in order; empty if the run has no step."""
+        return tuple(run_segments(self))
 
     @property
     def total_steps(self) -> int:
+        """Steps of the run. Where the stages end before it, the last one's shape is taken to go on."""
         if self.schedule.train_steps is not None:
             return self.schedule.train_steps
-        return -(-(self.schedule.train_tokens or 0) // self.tokens_per_step)
+        tokens = self.schedule.train_tokens or 0
+        if not self.segments:
+            return -(-tokens // (self.schedule.global_batch_size * self.data.sequence_length))
+        last = self.segments[-1]
+        done = last.first_token + last.steps * last.tokens_per_step
+        return last.end_step + max(0, -(-(tokens - done) // last.tokens_per_step))
+
+    @property
+    def total_packs(self) -> int:
+        return self.packs_before(self.total_steps)
+
+    @property
+    def total_tokens(self) -> int:
+        """Positions of the whole run, padding included."""
+        return self.tokens_before(self.total_steps)
+
+    def segment_of(self, step: int) -> Segment:
+        """The segment that step `step` (from 0) belongs to; the last one after the end of the run."""
+        place = bisect_right(self.segments, step, key=lambda segment: segment.first_step) - 1
+        return self.segments[max(0, place)]
+
+    def shape_of(self, step: int) -> StepShape:
+        return self.segment_of(step).shape
+
+    def packs_before(self, step: int) -> int:
+        """Packs of the steps before `step`."""
+        if not self.segments:
+            return 0
+        segment = self.segment_of(step)
+        return segment.first_pack + (step - segment.first_step) * segment.shape.global_batch_size
+
+    def tokens_before(self, step: int) -> int:
+        """Positions of the steps before `step`, padding included."""
+        if not self.segments:
+            return 0
+        segment = self.segment_of(step)
+        return segment.first_token + (step - segment.first_step) * segment.tokens_per_step
 
     def stage_ends(self) -> tuple[int, ...]:
-        """The step before which each stage ends (exclusive), rounded up to whole steps; the last is total_steps."""
-        ends = []
-        for stage in self.curriculum.stages:
-            if stage.until is not None:
-                # the small constant keeps 0.8 * 100 from rounding up to 81
-                ends.append(min(self.total_steps, -int(-(stage.until * self.total_steps - 1e-9) // 1)))
-            elif stage.until_tokens is not None:
-                ends.append(min(self.total_steps, -(-stage.until_tokens // self.tokens_per_step)))
-            else:
-                ends.append(self.total_steps)
-        return tuple(ends)
+        """The step before which each stage ends (exclusive); a stage without steps ends where the one before it does."""
+        ends = [0] * len(self.curriculum.stages)
+        for segment in self.segments:
+            ends[segment.shape.stage] = segment.end_step
+        return tuple(accumulate(ends, max))
 
     def stage_of(self, step: int) -> int:
         """Index of the stage that step `step` (from 0) belongs to."""
-        for index, end in enumerate(self.stage_ends()):
-            if step < end:
-                return index
-        return len(self.curriculum.stages) - 1
+        return self.shape_of(step).stage if self.segments else 0

@@ -25,7 +25,7 @@ def run(*stages: StageConfig, batch: int = 4, length: int = 10, **schedule: int)
 @pytest.mark.parametrize(("tokens", "steps"), [(1, 1), (39, 1), (40, 1), (41, 2), (4000, 100)])
 def test_tokens_are_rounded_up_to_whole_steps(tokens: int, steps: int) -> None:
     config = run(StageConfig(), train_tokens=tokens)
-    assert config.tokens_per_step == 40
+    assert config.segments[0].tokens_per_step == 40
     assert config.total_steps == steps
     assert config.stage_ends() == (steps,)
 
