@@ -1,6 +1,6 @@
 """Planning packs: packs a second and padding, on synthetic documents of the lengths that real ones have.
 
-  python benchmarks/bench_planner.py [--documents 100000] [--packs 5000] [--sequence-length 2048] [--json FILE]
+  python benchmarks/bench_planner.py [--documents 100000] [--packs 5000] [--window 256] [--json FILE]
 
 Two sources in equal numbers: prose (lognormal, median 600 tokens) and captioned pictures (144 positions and 10 to 60 words).
 Every rank plans all packs of the run, so this rate bounds a step: steps/s = packs/s / global_batch_size. Padding is counted
@@ -16,15 +16,19 @@ from pathlib import Path
 import numpy as np
 from measuring import parser, report
 
-from megatron_vlm.config.curriculum import StageConfig
+from megatron_vlm.config.curriculum import CurriculumConfig, StageConfig
 from megatron_vlm.config.data import DataConfig, TokenCounts
+from megatron_vlm.config.model import ModelConfig, ProjectorConfig, VisionConfig
+from megatron_vlm.config.optimization import ScheduleConfig
+from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data.documents import DocumentSource
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.indexed_writer import IndexedWriter
 from megatron_vlm.data.packing import PackPlanner
 
 TOKENS = TokenCounts(vocab_size=50000, eod_id=0, image_token_id=1, pad_id=2)
-IMAGE_TOKENS = 144
+MODEL = ModelConfig(vision=VisionConfig(image_size=192, patch_size=16), projector=ProjectorConfig(pixel_shuffle=1))
+IMAGE_TOKENS = MODEL.image_tokens
 
 
 def write_sources(folder: Path, documents: int) -> dict[str, DocumentSource]:
@@ -49,8 +53,10 @@ def main() -> None:
     arguments.add_argument("--documents", type=int, default=100_000, help="in both sources (default: %(default)s)")
     arguments.add_argument("--packs", type=int, default=5000, help="planned in a run (default: %(default)s)")
     arguments.add_argument("--sequence-length", type=int, default=2048, help="positions of a pack (default: %(default)s)")
+    arguments.add_argument("--batch", type=int, default=256, help="packs of a step (default: %(default)s)")
+    arguments.add_argument("--window", type=int, default=256, help="data.window_packs (default: %(default)s)")
     args = arguments.parse_args()
-    stages = [StageConfig(sources={"text": 0.75, "captions": 0.25}, measure="visual_tokens")]
+    stages = (StageConfig(sources={"text": 0.75, "captions": 0.25}, measure="visual_tokens"),)
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         sources = write_sources(Path(folder), args.documents)
@@ -59,14 +65,20 @@ def main() -> None:
         for name, fill in (("holes filled", True), ("holes left", False)):
             rates = []
             for _ in range(args.runs):
-                data = DataConfig(sequence_length=args.sequence_length, fill_holes=fill)
-                planner = PackPlanner(sources, stages, data, seed=0)
+                data = DataConfig(sequence_length=args.sequence_length, fill_holes=fill, window_packs=args.window)
+                config = RunConfig(
+                    model=MODEL,
+                    data=data,
+                    curriculum=CurriculumConfig(stages),
+                    schedule=ScheduleConfig(global_batch_size=args.batch, train_steps=-(-args.packs // args.batch)),
+                )
+                planner = PackPlanner(sources, config)
                 start = time.perf_counter()
-                planner.next_packs(args.packs)
-                rates.append(args.packs / (time.perf_counter() - start))
-            count = planner.fill
-            padding = count.padded / (count.filled + count.padded)
-            visual = planner.mixture.achieved_visual_share
+                for plan in planner.plans():
+                    count = plan.report
+                rates.append(config.total_packs / (time.perf_counter() - start))
+            padding = count.padded / (count.padded + sum(count.source_tokens.values()))
+            visual = count.achieved_visual_share
             rate = sorted(rates)[len(rates) // 2]
             print(f"{name:<14}{rate:>10.0f}{min(rates):>10.0f}{max(rates):>10.0f}{padding:>10.3%}{visual:>9.2%}")
             results[name] = {"packs_per_second": rates, "padding_share": padding, "visual_share": visual}

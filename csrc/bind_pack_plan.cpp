@@ -97,6 +97,22 @@ py::array_t<std::int64_t> bound_balance(const Array<double>& costs, std::int64_t
   return to_numpy(std::move(order));
 }
 
+py::tuple bound_order(const Integers& amounts, const Integers& bases, const Integers& shares, const Integers& behind,
+                      const Array<double>& scale, std::int64_t candidates, double close_enough) {
+  const auto sources = length_of(behind);
+  const auto elements = length_of(amounts);
+  if (sources < 1 || elements % sources != 0) throw std::invalid_argument("amounts must fill whole packs");
+  const MixtureAccount account{amounts.data(), with_length(bases, elements), with_length(shares, elements),
+                               with_length(scale, sources)};
+  std::vector<std::int64_t> owed(behind.data(), behind.data() + sources);
+  std::vector<std::int64_t> order;
+  {
+    py::gil_scoped_release release;
+    order = order_packs(account, elements / sources, owed, candidates, close_enough);
+  }
+  return py::make_tuple(to_numpy(std::move(order)), to_numpy(std::move(owed)));
+}
+
 }  // namespace
 
 void bind_pack_plan(py::module_& module) {
@@ -114,6 +130,10 @@ void bind_pack_plan(py::module_& module) {
              "Cut and exchange pieces to fill packs; return (document, start, length, pack, number of packs).");
   module.def("balance_packs", &bound_balance, py::arg("costs").noconvert(), py::arg("ranks"),
              py::arg("micro_batches"), py::arg("window"), "Return packs by step, rank and micro-batch, flat.");
+  module.def("order_packs", &bound_order, py::arg("amounts").noconvert(), py::arg("bases").noconvert(),
+             py::arg("shares").noconvert(), py::arg("behind").noconvert(), py::arg("scale").noconvert(),
+             py::arg("candidates"), py::arg("close_enough"),
+             "Return (packs in the order that keeps every source near its share, what each is behind after them).");
 }
 
 }  // namespace megatron_vlm

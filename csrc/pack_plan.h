@@ -81,4 +81,24 @@ FilledPacks fill_pack_holes(const std::vector<Piece>& pieces, const Placement& p
 std::vector<std::int64_t> balance_packs(const std::vector<double>& costs, std::int64_t ranks,
                                         std::int64_t micro_batches, std::int64_t window);
 
+// Shares are counted in parts of this, so that accounts are exact and the same on every machine.
+constexpr std::int64_t kWholeShare = std::int64_t{1} << 32;
+
+// What packs give to each source and what they owe it: arrays of packs * sources elements, in rows.
+struct MixtureAccount {
+  const std::int64_t* amounts;  // of pack and source: what the pack gives
+  const std::int64_t* bases;    // of pack and source: that of which the source has a share
+  const std::int64_t* shares;   // of place and source: the share at that place of the order, in parts of kWholeShare
+  const double* scale;          // of source: one over a pack of it, in parts of kWholeShare
+};
+
+// The order in which each source stays near its share at every prefix: error diffusion over whole packs.
+//
+// `behind` is what each source is behind its share at the start, in parts of kWholeShare, and at the end on return.  At
+// every place, of the next `candidates` packs in the given order the first is taken that leaves no source further than
+// `close_enough` packs from its share, else the one that leaves the furthest source nearest.  Only where that is more
+// than a pack are packs beyond the candidates looked at.
+std::vector<std::int64_t> order_packs(const MixtureAccount& account, std::int64_t packs,
+                                      std::vector<std::int64_t>& behind, std::int64_t candidates, double close_enough);
+
 }  // namespace megatron_vlm

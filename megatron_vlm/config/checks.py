@@ -43,7 +43,7 @@ def _positive(config: RunConfig) -> Iterator[str]:
             "ffn_hidden_size",
         ),
         "model.projector": ("hidden_size", "pixel_shuffle"),
-        "data": ("sequence_length", "min_piece", "lookahead"),
+        "data": ("sequence_length", "min_piece", "window_packs", "max_pictures"),
         "parallel": (
             "tensor_model_parallel_size",
             "pipeline_model_parallel_size",

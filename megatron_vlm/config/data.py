@@ -22,8 +22,11 @@ class DataConfig:
     fill_holes: bool = True
     #: the shortest piece that filling a hole may cut off, in tokens
     min_piece: int = 16
-    #: how far ahead in a source a document that fits may be looked for
-    lookahead: int = 64
+    #: packs that are planned together; documents are shuffled over a window, and packed as tightly as its size lets them be
+    window_packs: int = 256
+    #: the most pictures of a pack, which bounds the encoder's part of a micro-batch; documents with more are left out and
+    #: counted. null: as many as fit
+    max_pictures: int | None = None
     #: documents of each validation source that are scored; 0: all
     validation_documents: int = 256
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_vlm.config.data import TokenCounts
+from megatron_vlm.data.document_lengths import (
+    DocumentLengths,
+    Integers,
+    SourceTotals,
+    count_dataset,
+    document_lengths,
+)
 from megatron_vlm.data.indexed_format import IMAGE_MODE
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.sequence_facts import open_sequence_facts
@@ -21,19 +27,24 @@ from megatron_vlm.ops.native import native_operators
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Positions `start .. start + length` of a document: inputs ids[start : start+length], labels one further."""
+    """Positions `start .. start + length` of a document: inputs ids[start : start+length], labels one further.
+
+    `pictures` is how many pictures are in them: all of the document's, or none.
+    """
 
     source: int
     document: int
     start: int
     length: int
+    pictures: int = 0
 
 
 class DocumentSource:
     """The documents of one indexed dataset, each picture expanded to `image_tokens` placeholders.
 
     A document of n expanded ids has n - 1 positions: each predicts the id after it. Documents with fewer than 2 ids have
-    none and are left out (`short_documents` counts them).
+    none and are left out (`short_documents` counts them). A stage may show its pictures in more or fewer tokens: methods
+    take the number for which they answer.
 
     Raises:
         DataError: the dataset was made with another tokenizer, or holds an id outside the vocabulary's range.
@@ -54,44 +65,41 @@ class DocumentSource:
                 f"{reader.prefix} was made with another tokenizer (fingerprint {made_with[:12]}, this run's is "
                 f"{tokenizer_fingerprint[:12]}); preprocess it again, or give its tokenizer with --data.tokenizer"
             )
-        pictures = reader.document_images()
-        lengths = reader.document_text_tokens() + pictures * image_tokens
-        # a picture at the very end gets an end-of-document after it: each of its rows is then an input position
-        lengths = lengths + _ends_with_picture(reader)
-        usable = lengths >= 2
-        self.short_documents = int((~usable).sum())
-        #: documents that can be trained on, by their number in the dataset
-        self.documents: npt.NDArray[np.int64] = np.flatnonzero(usable)
-        if not len(self.documents):
+        #: what totals are made from; one pass over the index
+        self.count = count_dataset(reader)
+        self.short_documents = self.count.short
+        if not self.count.documents:
             raise DataError(f"{reader.prefix} holds no document of two or more tokens; preprocess something longer")
-        self.positions: npt.NDArray[np.int64] = lengths - 1
-        self.pictures: npt.NDArray[np.int64] = pictures
-        self.has_pictures = bool(pictures.any())
+        self.has_pictures = self.count.pictures > 0
         #: sizes of pictures and what is learnt, int32[N, 2]; None where the dataset does not say
         self.facts = open_sequence_facts(reader.prefix, reader.sequence_count)
+        self._indexed: dict[int, IndexedSource] = {}
 
-    @cached_property
-    def mean_positions(self) -> float:
+    def lengths(self, documents: Integers, image_tokens: int | None = None) -> DocumentLengths:
+        """What planning knows of `documents`, int64[n]. `image_tokens` None: as given when the source was opened."""
+        return document_lengths(self.reader, documents, image_tokens or self.image_tokens)
+
+    def totals(self, image_tokens: int | None = None) -> SourceTotals:
+        return self.count.totals(image_tokens or self.image_tokens)
+
+    def usable_documents(self) -> Integers:
+        """The documents that can be trained on, by number, int64; as long as the dataset."""
+        return np.flatnonzero(self.lengths(np.arange(self.reader.document_count)).positions >= 1)
+
+    def mean_positions(self, image_tokens: int | None = None) -> float:
         """Positions of a document, on average."""
-        return float(self.positions[self.documents].mean())
+        totals = self.totals(image_tokens)
+        return totals.positions / totals.documents
 
-    @cached_property
-    def visual_share(self) -> float:
+    def visual_share(self, image_tokens: int | None = None) -> float:
         """Share of this source's positions that are picture placeholders."""
-        return float(self.pictures[self.documents].sum() * self.image_tokens / self.positions[self.documents].sum())
+        tokens = image_tokens or self.image_tokens
+        totals = self.totals(tokens)
+        return totals.pictures * tokens / totals.positions
 
-    def first_ids_needed(self, document: int) -> int:
-        """Positions that must stay together from the start: up to and with the last picture; 0 without pictures."""
-        if not self.pictures[document]:
-            return 0
-        end = total = 0
-        for sequence in self.reader.document_sequences(document):
-            picture = self.reader.modes[sequence] == IMAGE_MODE
-            total += self.image_tokens if picture else int(self.reader.sequence_lengths[sequence])
-            end = total if picture else end
-        return end
-
-    def ids(self, document: int, start: int, count: int) -> tuple[npt.NDArray[np.int32], list[int]]:
+    def ids(
+        self, document: int, start: int, count: int, image_tokens: int | None = None
+    ) -> tuple[npt.NDArray[np.int32], list[int]]:
         """Expanded ids `[start, start + count)` and the sequences of the pictures that begin in that range.
 
         Raises:
@@ -99,10 +107,11 @@ class DocumentSource:
         """
         out = np.full(count, self.token_counts.eod_id, np.int32)
         pictures: list[int] = []
+        rows = image_tokens or self.image_tokens
         at = 0  # position of the sequence in the document
         for sequence in self.reader.document_sequences(document):
             picture = self.reader.modes[sequence] == IMAGE_MODE
-            length = self.image_tokens if picture else int(self.reader.sequence_lengths[sequence])
+            length = rows if picture else int(self.reader.sequence_lengths[sequence])
             begin, end = max(start, at), min(start + count, at + length)
             if begin < end:
                 place = slice(begin - start, end - start)
@@ -119,16 +128,24 @@ class DocumentSource:
                 break
         return out, pictures
 
-    def segment(self, document: int, start: int, positions: int) -> tuple[Segment, list[int]]:
+    def segment(
+        self, document: int, start: int, positions: int, image_tokens: int | None = None
+    ) -> tuple[Segment, list[int]]:
         """Positions of a document to be packed, with what of them is not learnt, and the sequences of its pictures.
 
         Raises DataError as `ids` does.
         """
-        ids, pictures = self.ids(document, start, positions + 1)
-        modality = MODALITY_CAPTION if self.pictures[document] else MODALITY_TEXT
-        return Segment(ids, modality, masked=self._masked(document, start, positions + 1)), pictures
+        rows = image_tokens or self.image_tokens
+        ids, pictures = self.ids(document, start, positions + 1, rows)
+        modality = MODALITY_CAPTION if self._shows_pictures(document) else MODALITY_TEXT
+        return Segment(ids, modality, masked=self._masked(document, start, positions + 1, rows)), pictures
 
-    def _masked(self, document: int, start: int, count: int) -> tuple[tuple[int, int], ...]:
+    def _shows_pictures(self, document: int) -> bool:
+        return self.has_pictures and any(
+            self.reader.modes[s] == IMAGE_MODE for s in self.reader.document_sequences(document)
+        )
+
+    def _masked(self, document: int, start: int, count: int, rows: int) -> tuple[tuple[int, int], ...]:
         """Ranges of the ids `[start, start + count)`, counted from `start`, that are read and not learnt."""
         if self.facts is None:
             return ()
@@ -136,7 +153,7 @@ class DocumentSource:
         at = 0
         for sequence in self.reader.document_sequences(document):
             picture = self.reader.modes[sequence] == IMAGE_MODE
-            length = self.image_tokens if picture else int(self.reader.sequence_lengths[sequence])
+            length = rows if picture else int(self.reader.sequence_lengths[sequence])
             begin, end = max(start, at), min(start + count, at + length)
             if begin < end and not picture and not self.facts[sequence, 0]:
                 ranges.append((begin - start, end - start))
@@ -162,23 +179,16 @@ class DocumentSource:
             f"made with another tokenizer"
         )
 
-    @cached_property
-    def indexed(self) -> IndexedSource | None:
-        """The dataset as the native operator reads it, or None where there is none."""
+    def indexed_at(self, image_tokens: int) -> IndexedSource | None:
+        """The dataset as the native operator reads it with so many placeholders a picture, or None without operators."""
         native = native_operators()
         if native is None:
             return None
-        reader = self.reader
-        index = (reader.sequence_lengths, reader.sequence_pointers, reader.document_indices, reader.modes)
-        return IndexedSource(native, reader.data, reader.dtype, *index, self.image_tokens, self.facts)
-
-
-def _ends_with_picture(reader: IndexedReader) -> npt.NDArray[np.int64]:
-    first, after = reader.document_indices[:-1], reader.document_indices[1:]
-    if not reader.sequence_count:
-        return np.zeros(len(first), np.int64)
-    last = np.maximum(after - 1, 0)
-    return ((after > first) & (reader.modes[last] == IMAGE_MODE)).astype(np.int64)
+        if image_tokens not in self._indexed:
+            reader = self.reader
+            index = (reader.sequence_lengths, reader.sequence_pointers, reader.document_indices, reader.modes)
+            self._indexed[image_tokens] = IndexedSource(native, reader.data, reader.dtype, *index, image_tokens, self.facts)
+        return self._indexed[image_tokens]
 
 
 def _tokenizer_of(metadata: dict[str, Any]) -> str | None:

@@ -126,7 +126,7 @@ class MicroBatchMaker:
         self, native: NativeOperators, packs: Sequence[Sequence[Span]]
     ) -> tuple[PackedBatch, list[tuple[int, int]]]:
         """The batch, and the source and sequence of each of its pictures in reading order."""
-        indexed = [source.indexed for source in self.sources]
+        indexed = [source.indexed_at(self.image_tokens) for source in self.sources]
         rows = [(span.source, span.document, span.start, span.length) for pack in packs for span in pack]
         spans: npt.NDArray[np.int64] = np.array(rows, np.int64).reshape(-1, 4)
         batch, pictures, fault = assemble_spans(

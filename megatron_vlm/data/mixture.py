@@ -1,112 +1,185 @@
-"""What a stage owes to each source: weights measured in tokens, visual tokens or samples, and the running account."""
+"""What a stage owes to each source: shares of tokens, of visual tokens or of samples, exact in integers."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
-from megatron_vlm.config.curriculum import StageConfig
+import numpy as np
+import numpy.typing as npt
+
+from megatron_vlm.config.curriculum import CurriculumConfig, Measure
 from megatron_vlm.data.documents import DocumentSource
 from megatron_vlm.errors import ConfigError
+from megatron_vlm.ops.pack_order import WHOLE_SHARE
+
+Integers = npt.NDArray[np.int64]
+
+#: a source without a share is never away from it
+_NO_PACK = 1e30
+_STEPS_OF_A_RAMP = 32
 
 
-@dataclass
-class Account:
-    """What a source has given since the stage began. `tokens` are positions, `visual` those of them that are pictures'."""
+def _whole(parts: Mapping[str, float], total: int = WHOLE_SHARE) -> dict[str, int]:
+    """Parts of `total` in proportion, whole numbers that sum to it: the greatest takes what rounding leaves."""
+    weight = sum(parts.values())
+    if weight <= 0:
+        return dict.fromkeys(parts, 0)
+    shares = {name: int(part / weight * total) for name, part in parts.items()}
+    shares[max(parts, key=lambda name: parts[name])] += total - sum(shares.values())
+    return shares
 
-    tokens: int = 0
-    visual: int = 0
-    documents: int = 0
 
-    def to_map(self) -> dict[str, int]:
-        return asdict(self)
+@dataclass(frozen=True)
+class Amounts:
+    """What m packs give to the s sources of the run, in their order: int64[m, s] each."""
+
+    positions: Integers
+    visual: Integers
+    documents: Integers
 
 
 class Mixture:
-    """Chooses the source that is furthest behind its share, and keeps others from filling its holes without end.
+    """The shares of one stage over the sources of the run, in the order in which the run names them.
 
-    At any prefix of two sources the realised share is within a pack of the planned one (counted in samples: within the
-    documents that a pack holds on average, or one). With n sources it nearly always is, and n - 1 packs are the bound: each
-    may wait to open a pack with a document that needs a whole one. Where nothing that fits may be taken, padding is left:
-    were every hole filled, a source of short documents would take whatever share the others' holes happen to have.
+    Where shares are of tokens, a source gets its share of the positions that packs fill; of samples, of the documents that
+    begin in them; of visual tokens, a source with pictures gets such a number of positions that its pictures take their
+    share of all that is filled, and the sources without share what is left by their weights.
+
+    Args:
+        curriculum, stage: the stage by number.
+        sources: of the run.
+        image_tokens: positions of a picture in this stage.
+        exhausted: sources that give nothing more: the others take their shares in proportion.
 
     Raises:
-        ConfigError: a share of visual tokens that the sources' captions make unreachable.
+        ConfigError: a share of visual tokens that the sources' captions make unreachable, at any point of a ramp.
     """
 
-    def __init__(self, stage: StageConfig, sources: dict[str, DocumentSource]) -> None:
-        self.stage = stage
-        self.sources = {name: sources[name] for name, weight in stage.sources.items() if weight > 0}
-        self.accounts = {name: Account() for name in self.sources}
-        self._visual = {
-            name: stage.sources[name]
-            for name, source in self.sources.items()
-            if stage.measure == "visual_tokens" and source.has_pictures
-        }
-        rest = [name for name in self.sources if name not in self._visual]
-        total = sum(stage.sources[name] for name in rest)
-        self._weights = {name: stage.sources[name] / total for name in rest}
-        self._check_reachable(bool(rest))
+    def __init__(
+        self,
+        curriculum: CurriculumConfig,
+        stage: int,
+        sources: Mapping[str, DocumentSource],
+        image_tokens: int,
+        exhausted: Collection[str] = (),
+    ) -> None:
+        self.curriculum, self.stage, self.sources, self.image_tokens = curriculum, stage, sources, image_tokens
+        self.config = curriculum.stages[stage]
+        self.measure: Measure = self.config.measure
+        self.exhausted = frozenset(exhausted)
+        self.names = list(sources)
+        weights = [curriculum.weights(stage, at / _STEPS_OF_A_RAMP) for at in range(_STEPS_OF_A_RAMP + 1)]
+        active = {name for chosen in weights for name, weight in chosen.items() if weight > 0} - self.exhausted
+        #: sources that the stage takes anything from, in the order of the run
+        self.active = [name for name in self.names if name in active]
+        self.visual = [name for name in self.active if self.measure == "visual_tokens" and sources[name].has_pictures]
+        self.mean_positions = {name: sources[name].mean_positions(image_tokens) for name in self.active}
+        self.visual_share = {name: sources[name].visual_share(image_tokens) for name in self.active}
+        for chosen in weights if self.config.ramp != "constant" else weights[-1:]:
+            self._check_reachable(chosen)
 
-    def _check_reachable(self, has_rest: bool) -> None:
-        needed = sum(share / self.sources[name].visual_share for name, share in self._visual.items())
-        if self._visual and (needed > 1 + 1e-9 or (not has_rest and needed < 1 - 1e-9)):
-            most = sum(self._visual.values()) / needed
+    # -- shares ----------------------------------------------------------------------------------------------------
+
+    def _weights(self, progress: float) -> dict[str, float]:
+        weights = self.curriculum.weights(self.stage, progress)
+        return {name: max(0.0, weights.get(name, 0.0)) for name in self.active}
+
+    def _visual_weights(self, weights: Mapping[str, float], progress: float) -> dict[str, float]:
+        """Shares of visual tokens; those of exhausted sources go to the others with pictures, as far as they reach."""
+        shares = {name: weights[name] for name in self.visual}
+        lost = [n for n in self.exhausted if n in self.sources and self.sources[n].has_pictures]
+        planned = self.curriculum.weights(self.stage, progress)
+        owed = sum(planned.get(name, 0.0) for name in lost)
+        total = sum(shares.values())
+        if owed and total:
+            most = total / sum(share / self.visual_share[name] for name, share in shares.items())
+            factor = min(total + owed, most) / total
+            shares = {name: share * factor for name, share in shares.items()}
+        return shares
+
+    def shares(self, progress: float) -> dict[str, int]:
+        """Shares in parts of WHOLE_SHARE where `progress` (0 to 1) of the stage is done."""
+        weights = self._weights(progress)
+        if self.measure != "visual_tokens":
+            return _whole(weights)
+        visual = {n: round(share * WHOLE_SHARE) for n, share in self._visual_weights(weights, progress).items()}
+        rest = {name: weights[name] for name in self.active if name not in self.visual}
+        return {**visual, **_whole(rest)}
+
+    def shares_at(self, progress: npt.NDArray[np.float64]) -> Integers:
+        """int64[m, s]: shares at m places of the stage."""
+        table = np.zeros((len(progress), len(self.names)), np.int64)
+        if self.config.ramp == "constant":
+            progress = progress[:1]
+        rows = [[shares.get(name, 0) for name in self.names] for shares in map(self.shares, progress.tolist())]
+        if rows:
+            table[:] = np.array(rows, np.int64)
+        return table
+
+    # -- accounts --------------------------------------------------------------------------------------------------
+
+    def amounts(self, packs: Amounts) -> Integers:
+        """int64[m, s]: what each pack gives, in the measure of each source."""
+        if self.measure == "samples":
+            return packs.documents
+        given = packs.positions.copy()
+        for name in self.visual:
+            place = self.names.index(name)
+            given[:, place] = packs.visual[:, place]
+        return given
+
+    def bases(self, packs: Amounts) -> Integers:
+        """int64[m, s]: that of which each source has its share."""
+        if self.measure == "samples":
+            return np.repeat(packs.documents.sum(axis=1)[:, None], len(self.names), axis=1)
+        filled = packs.positions.sum(axis=1)
+        bases = np.repeat(filled[:, None], len(self.names), axis=1)
+        if self.visual:
+            places = [self.names.index(name) for name in self.visual]
+            rest = filled - packs.positions[:, places].sum(axis=1)
+            for place in range(len(self.names)):
+                if place not in places:
+                    bases[:, place] = rest
+        return bases
+
+    def positions_of_one(self, name: str) -> float:
+        """Positions that one unit of the source's measure stands for, on average."""
+        if self.measure == "samples":
+            return self.mean_positions[name]
+        return 1 / self.visual_share[name] if name in self.visual else 1.0
+
+    def pack_of(self, capacity: int) -> npt.NDArray[np.float64]:
+        """float64[s]: a pack of each source in its measure; for samples the documents of a pack on average, at least one."""
+        if self.measure == "samples":
+            weights = self._weights(1.0)
+            mean = sum(w * self.mean_positions[n] for n, w in weights.items()) / max(1e-300, sum(weights.values()))
+            each = max(1.0, capacity / mean) if mean else 1.0
+            return np.array([each if name in self.active else _NO_PACK for name in self.names])
+        return np.array([capacity / self.positions_of_one(name) if name in self.active else _NO_PACK for name in self.names])
+
+    # -- visual tokens ---------------------------------------------------------------------------------------------
+
+    def planned_visual_share(self, progress: float) -> float:
+        """The share of filled positions that pictures take, there."""
+        weights = self._weights(progress)
+        if self.measure == "visual_tokens":
+            return sum(self._visual_weights(weights, progress).values())
+        if self.measure == "samples":
+            weights = {name: weight * self.mean_positions[name] for name, weight in weights.items()}
+        total = sum(weights.values())
+        return sum(w * self.visual_share[name] for name, w in weights.items()) / total if total else 0.0
+
+    def _check_reachable(self, weights: Mapping[str, float]) -> None:
+        shares = {name: weights.get(name, 0.0) for name in self.visual}
+        rest = any(weights.get(name, 0.0) > 0 for name in self.active if name not in self.visual)
+        needed = sum(share / self.visual_share[name] for name, share in shares.items())
+        if self.exhausted or not sum(shares.values()):
+            return
+        if needed > 1 + 1e-9 or (not rest and needed < 1 - 1e-9):
+            most = sum(shares.values()) / needed
             how = "at most" if needed > 1 else "exactly, with no other source to fill the rest,"
             raise ConfigError(
-                f"curriculum stage {self.stage.name!r}: a visual-token share of {sum(self._visual.values()):g} cannot be "
+                f"curriculum stage {self.config.name!r}: a visual-token share of {sum(shares.values()):g} cannot be "
                 f"reached, since only part of these documents is pictures; {how} {most:.3f} can"
             )
-
-    @property
-    def planned_visual_share(self) -> float:
-        """The share of filled positions that will be picture tokens."""
-        if self.stage.measure == "visual_tokens":
-            return sum(self._visual.values())
-        if self.stage.measure == "tokens":
-            return sum(weight * self.sources[name].visual_share for name, weight in self._weights.items())
-        tokens = {name: weight * self.sources[name].mean_positions for name, weight in self._weights.items()}
-        visual = sum(count * self.sources[name].visual_share for name, count in tokens.items())
-        return visual / sum(tokens.values())
-
-    @property
-    def achieved_visual_share(self) -> float:
-        tokens = sum(account.tokens for account in self.accounts.values())
-        return sum(account.visual for account in self.accounts.values()) / tokens if tokens else 0.0
-
-    def candidates(self, space: int, capacity: int) -> list[str]:
-        """Sources that may fill `space` positions of a pack of `capacity`: the one furthest behind first, then those
-        that can without more than a pack being ahead in all. Ties go by the order of the stage's weights.
-        """
-        behind = self._behind()
-        first, *others = sorted(behind, key=lambda name: -behind[name])
-        more, most = float(space), float(capacity)
-        if self.stage.measure == "samples":
-            mean = sum(weight * self.sources[name].mean_positions for name, weight in self._weights.items())
-            more, most = 1.0, max(1.0, capacity / mean)
-        ahead = -sum(value for value in behind.values() if value < 0)
-        return [first, *(name for name in others if ahead + more - max(0.0, behind[name]) <= most)]
-
-    def _behind(self) -> dict[str, float]:
-        """By how much each source is behind its share, negative where it is ahead: positions, or documents for samples."""
-        accounts, stage = self.accounts, self.stage
-        tokens = sum(account.tokens for account in accounts.values())
-        behind: dict[str, float] = {}
-        if stage.measure == "samples":
-            documents = sum(account.documents for account in accounts.values())
-            for name, weight in self._weights.items():
-                behind[name] = weight * documents - accounts[name].documents
-        else:
-            for name, share in self._visual.items():
-                behind[name] = (share * tokens - accounts[name].visual) / self.sources[name].visual_share
-            others = tokens - sum(accounts[name].tokens for name in self._visual)
-            # what the picture sources are ahead by, the rest is behind by
-            owed = -sum(behind.values())
-            for name, weight in self._weights.items():
-                behind[name] = weight * (others + owed) - accounts[name].tokens
-        return behind
-
-    def record(self, name: str, tokens: int, visual: int, begins: bool) -> None:
-        account = self.accounts[name]
-        account.tokens += tokens
-        account.visual += visual
-        account.documents += begins

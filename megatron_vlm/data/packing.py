@@ -1,197 +1,378 @@
-"""Documents into packs: a pure function of seed, curriculum and datasets, the same on every rank.
+"""The packs of a run: a pure function of seed, curriculum, datasets and place, the same on every rank.
 
-Packs are filled one after another from a short look-ahead of each source. The source that is furthest behind its share goes
-first; of its documents the oldest opens a pack, and after that the longest that fits is taken; a long text is cut where the
-hole ends. So a prefix of the run has the planned mixture, and padding is left only where nothing fits.
+A stage is planned a window of packs at a time. What a window takes of each source, how its packs are filled and their order
+follow from where each source stands when it begins, so that is all that a checkpoint keeps, with the number of packs used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from megatron_vlm.config.curriculum import StageConfig
-from megatron_vlm.config.data import DataConfig
+from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data.documents import DocumentSource, Span
 from megatron_vlm.data.mixture import Mixture
-from megatron_vlm.data.order import epoch_order
+from megatron_vlm.data.step_plan import MixtureReport, StepPlan
+from megatron_vlm.data.upcoming import PackRules, Piece, Upcoming
+from megatron_vlm.data.window import Window, WindowPlanner
 from megatron_vlm.errors import DataError
-
-
-class _Stream:
-    """The documents of one source in order, epoch after epoch, and a queue of the next ones."""
-
-    def __init__(self, index: int, source: DocumentSource, seed: int, data: DataConfig) -> None:
-        self.index, self.source, self.seed, self.data = index, source, seed, data
-        self.epoch = self.next = 0
-        self._order: npt.NDArray[np.int64] | None = None
-        #: waiting pieces: [document, first position]
-        self.queue: list[list[int]] = []
-        self.truncated = self.dropped = 0
-
-    def refill(self) -> None:
-        passes = 0
-        while len(self.queue) < self.data.lookahead:
-            if self._order is None:
-                self._order = epoch_order(self.source.documents, self.seed, self.source.name, self.epoch)
-            if self.next >= len(self._order):
-                self.epoch, self.next, self._order = self.epoch + 1, 0, None
-                passes += 1
-                if passes > 1 and not self.queue:
-                    raise DataError(
-                        f"{self.source.reader.prefix}: no document fits a pack of {self.data.sequence_length} positions; "
-                        f"raise data.sequence_length or set data.long_documents to split"
-                    )
-                continue
-            document = int(self._order[self.next])
-            self.next += 1
-            if self._usable(document):
-                self.queue.append([document, 0])
-
-    def _usable(self, document: int) -> bool:
-        if self.source.positions[document] <= self.data.sequence_length:
-            return True
-        if self.source.first_ids_needed(document) > self.data.sequence_length:
-            self.dropped += 1  # its pictures alone are more than a pack
-            return False
-        if self.data.long_documents == "drop":
-            self.dropped += 1
-            return False
-        return True
-
-    def take(self, space: int) -> Span | None:
-        """The next span of at most `space` positions, or None when nothing of this source fits."""
-        self.refill()
-        capacity = self.data.sequence_length
-        if space == capacity:
-            return self._cut(0, space)
-        best, longest = -1, 0
-        for place, (document, start) in enumerate(self.queue):
-            left = int(self.source.positions[document]) - start
-            if longest < left <= space:
-                best, longest = place, left
-        if best >= 0:
-            return self._cut(best, space)
-        if self.data.fill_holes and self.data.long_documents == "split" and space >= self.data.min_piece:
-            for place, (document, start) in enumerate(self.queue):
-                left = int(self.source.positions[document]) - start
-                if not self.source.pictures[document] and left - space >= self.data.min_piece:
-                    return self._cut(place, space)
-        return None
-
-    def _cut(self, place: int, space: int) -> Span:
-        document, start = self.queue[place]
-        left = int(self.source.positions[document]) - start
-        length = min(left, space)
-        if length == left:
-            del self.queue[place]
-        elif self.data.long_documents == "truncate" or self.source.pictures[document]:
-            # a text after pictures keeps them in view only here, so its rest is left out
-            del self.queue[place]
-            self.truncated += 1
-        else:
-            self.queue[place][1] += length
-        return Span(self.index, document, start, length)
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "epoch": self.epoch,
-            "next": self.next,
-            "queue": [list(piece) for piece in self.queue],
-            "truncated": self.truncated,
-            "dropped": self.dropped,
-            "fingerprint": self.source.reader.fingerprint,
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        if state["fingerprint"] != self.source.reader.fingerprint:
-            raise DataError(
-                f"{self.source.reader.prefix} is not the dataset that the checkpoint was trained on (its fingerprint "
-                f"changed); give the old one, or start a new run"
-            )
-        self.epoch, self.next, self._order = int(state["epoch"]), int(state["next"]), None
-        self.queue = [[int(d), int(s)] for d, s in state["queue"]]
-        self.truncated, self.dropped = int(state["truncated"]), int(state["dropped"])
+from megatron_vlm.ops.pack_order import WHOLE_SHARE
 
 
 @dataclass
-class FillCount:
-    """Positions of packs so far: filled, visual among them, padded."""
+class _Count:
+    """What a source has given since the run began, and what it is behind its share: positions, in parts of WHOLE_SHARE."""
+
+    tokens: int = 0
+    visual: int = 0
+    documents: int = 0
+    #: documents left out and documents shortened
+    dropped: int = 0
+    truncated: int = 0
+    behind: int = 0
+
+
+@dataclass
+class _Stage:
+    """Positions of the stage so far: filled, of pictures, and of pictures as planned."""
 
     filled: int = 0
     visual: int = 0
+    planned_visual: float = 0.0
+
+
+@dataclass
+class _Totals:
+    sources: dict[str, _Count]
+    stage: _Stage = field(default_factory=_Stage)
     padded: int = 0
 
 
 class PackPlanner:
-    """Makes the packs of the run, one after another. `state()` and `load()` move it to any pack exactly."""
+    """Plans the steps of a run one after another, for all ranks alike.
 
-    def __init__(
-        self, sources: dict[str, DocumentSource], stages: Sequence[StageConfig], data: DataConfig, seed: int
-    ) -> None:
-        self.sources, self.stages, self.data = sources, tuple(stages), data
-        self.names = list(sources)
-        self.streams = {n: _Stream(i, source, seed, data) for i, (n, source) in enumerate(sources.items())}
-        for stage in self.stages:
-            Mixture(stage, sources)  # a share that cannot be reached is refused before the run starts
+    Args:
+        sources: of the run, by name.
+        config: of the run: its curriculum, steps, seed and rules of packing.
+
+    Raises:
+        ConfigError: a stage has a share of visual tokens that its sources cannot reach.
+    """
+
+    def __init__(self, sources: Mapping[str, DocumentSource], config: RunConfig) -> None:
+        self.sources, self.config = dict(sources), config
+        self.names = list(self.sources)
+        curriculum = config.curriculum
+        kept = {} if curriculum.when_exhausted == "repeat" else curriculum.max_epochs
+        self.upcoming = {n: Upcoming(s, config.schedule.seed, kept.get(n)) for n, s in self.sources.items()}
+        self.fingerprint = _fingerprint(config, self.names)
+        #: the step that is planned next, its pack counted from the run's start, and the stage it belongs to
+        self.step = self.pack = 0
         self.stage = -1
-        self.mixture: Mixture
-        self.fill = FillCount()
-        self.enter_stage(0)
+        self.exhausted: tuple[str, ...] = ()
+        self.totals = _Totals({name: _Count() for name in self.names})
+        #: why planning ended before the last step; empty as long as it did not
+        self.ended = ""
+        self._window: Window | None = None
+        self._taken = 0
+        for stage, tokens in sorted({(s.shape.stage, s.shape.image_tokens) for s in config.segments}):
+            Mixture(curriculum, stage, self.sources, tokens)
 
-    def enter_stage(self, stage: int) -> None:
-        """Begin a stage's account; the queues of the sources go on. Nothing happens inside the stage."""
-        if stage != self.stage:
-            self.stage = stage
-            self.mixture = Mixture(self.stages[stage], self.sources)
+    # -- steps -----------------------------------------------------------------------------------------------------
 
-    def next_pack(self) -> list[Span]:
-        """Spans whose lengths sum to at most `data.sequence_length`; at least one."""
-        capacity = self.data.sequence_length
-        space, spans = capacity, []
-        while space:
-            for name in self.mixture.candidates(space, capacity):
-                span = self.streams[name].take(space)
-                if span is not None:
-                    break
-            else:
+    def plans(self) -> Iterator[StepPlan]:
+        """Every step from here to the run's last, or to where a source is used up (then `ended` says which)."""
+        while self.step < self.config.total_steps:
+            plan = self.plan_step()
+            if plan is None:
+                return
+            yield plan
+
+    def plan_step(self) -> StepPlan | None:
+        """The next step; None where `curriculum.when_exhausted` is `stop` and a source has had its passes."""
+        shape = self.config.shape_of(self.step)
+        packs: list[tuple[Span, ...]] = []
+        while len(packs) < shape.global_batch_size:
+            if self._window is None or self._taken == self._window.packs:
+                self._finish_window()
+                if not self._begin_window():
+                    return None
+            assert self._window is not None
+            count = min(shape.global_batch_size - len(packs), self._window.packs - self._taken)
+            packs += [self._window.pack(number) for number in range(self._taken, self._taken + count)]
+            self._taken += count
+        self.step += 1
+        return StepPlan(self.step - 1, shape, tuple(packs), self.state(), self.report())
+
+    def _begin_window(self) -> bool:
+        config = self.config
+        shape = config.segment_of(self.step).shape
+        if shape.stage != self.stage:
+            self.stage, self.totals.stage = shape.stage, _Stage()
+        first, end = self._stage_packs()
+        rules = PackRules(shape.sequence_length, shape.image_tokens, config.data)
+        for upcoming in self.upcoming.values():
+            upcoming.set_rules(rules)
+        count = max(1, min(config.data.window_packs, end - self.pack))
+        places = (np.arange(self.pack, self.pack + count) - first) / max(1, end - first)
+        while True:
+            mixture = Mixture(config.curriculum, self.stage, self.sources, shape.image_tokens, self.exhausted)
+            if not mixture.active:
+                self.ended = f"every source of stage {config.curriculum.stages[self.stage].name!r} has had its passes"
+                return False
+            planner = WindowPlanner(mixture, self.upcoming, rules, config.schedule.seed)
+            window = planner.plan(count, places, self._behind(mixture), self.pack)
+            if isinstance(window, Window):
                 break
-            source = self.sources[name]
-            visual = int(source.pictures[span.document]) * source.image_tokens if span.start == 0 else 0
-            self.mixture.record(name, span.length, visual, span.start == 0)
-            self.fill.visual += visual
-            spans.append(span)
-            space -= span.length
-        self.fill.filled += capacity - space
-        self.fill.padded += space
-        return spans
+            if config.curriculum.when_exhausted == "stop":
+                passes = config.curriculum.max_epochs[window]
+                self.ended = f"source {window!r} has had its {passes:g} passes (curriculum.max_epochs)"
+                return False
+            self.exhausted = (*self.exhausted, window)
+        self._mixture, self._window, self._taken = mixture, window, 0
+        self._capacity = shape.sequence_length
+        return True
 
-    def next_packs(self, count: int) -> list[list[Span]]:
-        return [self.next_pack() for _ in range(count)]
+    def _stage_packs(self) -> tuple[int, int]:
+        """The stage's first pack, and the pack after its last, counted from the run's start."""
+        ends = self.config.stage_ends()
+        begin = ends[self.stage - 1] if self.stage else 0
+        return self.config.packs_before(begin), self.config.packs_before(ends[self.stage])
+
+    def _behind(self, mixture: Mixture) -> np.ndarray:
+        counts = self.totals.sources
+        return np.array(
+            [
+                round(counts[n].behind / mixture.positions_of_one(n)) if n in mixture.active else counts[n].behind
+                for n in self.names
+            ],
+            np.int64,
+        )
+
+    def _finish_window(self) -> None:
+        """The window is used: its account and its documents become the place from which the next one begins."""
+        if self._window is None:
+            return
+        self.totals, self.pack = self._now()
+        for name, draw in self._window.draws.items():
+            self.upcoming[name].consume(draw.count, draw.rest)
+        self._window = None
+
+    def _now(self) -> tuple[_Totals, int]:
+        """The account after the packs that were taken of the window."""
+        window, taken, before = self._window, self._taken, self.totals
+        if window is None:
+            return before, self.pack
+        now = _Totals({})
+        whole = taken == window.packs
+        for place, name in enumerate(self.names):
+            old = before.sources[name]
+            behind = int(window.behind[taken, place])
+            if name in self._mixture.active:
+                behind = round(behind * self._mixture.positions_of_one(name))
+            now.sources[name] = _Count(
+                old.tokens + int(window.amounts.positions[:taken, place].sum()),
+                old.visual + int(window.amounts.visual[:taken, place].sum()),
+                old.documents + int(window.amounts.documents[:taken, place].sum()),
+                old.dropped + (window.lost.get(name, 0) if whole else 0),
+                old.truncated + (window.cut.get(name, 0) if whole else 0),
+                behind,
+            )
+        filled = int(window.amounts.positions[:taken].sum())
+        now.stage = _Stage(
+            before.stage.filled + filled,
+            before.stage.visual + int(window.amounts.visual[:taken].sum()),
+            before.stage.planned_visual + float(window.planned_visual[:taken].sum()),
+        )
+        now.padded = before.padded + taken * self._capacity - filled
+        return now, self.pack + taken
+
+    def report(self) -> MixtureReport:
+        """Of the steps planned so far."""
+        now, _ = self._now()
+        tokens = {name: count.tokens for name, count in now.sources.items()}
+        stage = now.stage
+        return MixtureReport(
+            source_tokens=tokens,
+            source_visual={name: count.visual for name, count in now.sources.items()},
+            source_documents={name: count.documents for name, count in now.sources.items()},
+            source_epochs={name: self._epochs(name) for name in self.names},
+            planned_visual_share=stage.planned_visual / stage.filled if stage.filled else 0.0,
+            achieved_visual_share=stage.visual / stage.filled if stage.filled else 0.0,
+            planned_tokens={n: count.tokens + count.behind / WHOLE_SHARE for n, count in now.sources.items()},
+            padded=now.padded,
+        )
+
+    def _epochs(self, name: str) -> float:
+        """Passes over a source, counted evenly over the window."""
+        upcoming, window = self.upcoming[name], self._window
+        passed: float = upcoming.passed
+        if window is not None and name in window.draws:
+            draw = window.draws[name]
+            passed += (upcoming.after(draw.count, draw.rest).passed - passed) * self._taken / window.packs
+        return passed / upcoming.count
+
+    # -- state -----------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Plain numbers and lists, for a checkpoint."""
+        """Where planning stands: where each source stood when the window began, and how many of its packs are used.
+
+        A few hundred bytes of JSON; more only while documents are left of a window that was given up at a resume.
+        """
+        if self._window is not None and self._taken == self._window.packs:
+            self._finish_window()
+        sources = {}
+        for name in self.names:
+            count, upcoming = self.totals.sources[name], self.upcoming[name]
+            sources[name] = {
+                "fingerprint": upcoming.source.reader.fingerprint[:16],
+                "passed": upcoming.passed,
+                "offset": upcoming.offset,
+                "tokens": count.tokens,
+                "visual": count.visual,
+                "documents": count.documents,
+                "dropped": count.dropped,
+                "truncated": count.truncated,
+                "behind": count.behind,
+                **({"carried": [list(piece) for piece in upcoming.carried]} if upcoming.carried else {}),
+            }
+        stage = self.totals.stage
         return {
-            "stage": self.stage,
-            "accounts": {name: account.to_map() for name, account in self.mixture.accounts.items()},
-            "streams": {name: stream.state() for name, stream in self.streams.items()},
-            "fill": [self.fill.filled, self.fill.visual, self.fill.padded],
+            "plan": self.fingerprint,
+            "step": self.step,
+            "pack": self.pack,
+            "taken": self._taken if self._window is not None else 0,
+            "stage": [self.stage, stage.filled, stage.visual, stage.planned_visual],
+            "padded": self.totals.padded,
+            "exhausted": list(self.exhausted),
+            "sources": sources,
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Raises DataError when a dataset changed since the state was taken."""
-        self.stage = -1
-        self.enter_stage(int(state["stage"]))
-        for name, values in state["accounts"].items():
-            if name in self.mixture.accounts:
-                account = self.mixture.accounts[name]
-                account.tokens, account.visual = int(values["tokens"]), int(values["visual"])
-                account.documents = int(values["documents"])
-        for name, stream in self.streams.items():
-            if name in state["streams"]:
-                stream.load(state["streams"][name])
-        self.fill = FillCount(*(int(n) for n in state["fill"]))
+    def load(self, state: Mapping[str, Any], before: PackPlanner | None = None) -> list[str]:
+        """Go on where `state` was taken.
+
+        Args:
+            state: of a planner of the same run, or of one with another curriculum, other sources or rules of packing.
+            before: a planner of the configuration that the state was taken with; needed where that differs. What its window
+                had drawn and not used comes first in this one; nothing is repeated or lost but what belongs to a source that
+                is no longer there.
+
+        Returns:
+            What changed, a line each, for the log.
+
+        Raises:
+            DataError: a dataset changed since the state was taken, or the configuration did and `before` is missing.
+        """
+        if state["plan"] == self.fingerprint:
+            self._load_same(state)
+            return []
+        if before is None:
+            raise DataError(
+                "the checkpoint was planned with another curriculum, and its configuration is not there to go on from; "
+                "resume with the configuration of the checkpoint"
+            )
+        before.load(state)
+        return self._take_over(before)
+
+    def _load_same(self, state: Mapping[str, Any]) -> None:
+        stage, filled, visual, planned = state["stage"]
+        self.step, self.pack, self.stage = int(state["step"]), int(state["pack"]), int(stage)
+        self.exhausted = tuple(state["exhausted"])
+        self.totals = _Totals({}, _Stage(int(filled), int(visual), float(planned)), int(state["padded"]))
+        self._window, self._taken, self.ended = None, 0, ""
+        for name in self.names:
+            known, upcoming = state["sources"][name], self.upcoming[name]
+            _same_data(upcoming.source, known["fingerprint"])
+            self.totals.sources[name] = _Count(
+                *(int(known[key]) for key in ("tokens", "visual", "documents", "dropped", "truncated", "behind"))
+            )
+            carried: list[Piece] = [(int(d), int(s), int(n)) for d, s, n in known.get("carried", [])]
+            upcoming.move(int(known["passed"]), int(known["offset"]), carried)
+        if state["taken"]:
+            step, self.step = self.step, self.step - 1  # the window was begun for a step before this one
+            begun = self._begin_window()
+            assert begun, "the window was planned before"
+            self.step, self._taken = step, int(state["taken"])
+
+    def _take_over(self, before: PackPlanner) -> list[str]:
+        """Begin where another plan stands, with what its window leaves."""
+        told = []
+        now, _ = before._now()
+        left = before.left_over()
+        self.step, self._window, self._taken = before.step, None, 0
+        self.pack = self.config.packs_before(self.step)
+        self.stage, self.exhausted = -1, ()
+        self.totals = _Totals({}, padded=now.padded)
+        for name in self.names:
+            upcoming = self.upcoming[name]
+            if name not in before.upcoming:
+                self.totals.sources[name] = _Count()
+                told.append(f"source {name!r} is new, and begins with its first document")
+                continue
+            old = before.upcoming[name]
+            _same_data(upcoming.source, old.source.reader.fingerprint)
+            self.totals.sources[name] = now.sources[name]
+            upcoming.move(*before.place_after(name), left[name])
+            if left[name]:
+                told.append(f"source {name!r}: {len(left[name])} documents drawn by the old plan come first in the new one")
+        for name in before.names:
+            if name not in self.upcoming:
+                lost = f", and {len(left[name])} documents that were drawn are not trained on" if left[name] else ""
+                told.append(f"source {name!r} is no longer there after {before.upcoming[name].epochs:.3f} passes{lost}")
+        return told
+
+    def left_over(self) -> dict[str, list[Piece]]:
+        """What was drawn and not yet used, by source: in the order of drawing, neighbouring pieces of a document joined."""
+        left: dict[str, list[Piece]] = {name: [] for name in self.names}
+        window = self._window
+        if window is None:
+            return {name: list(self.upcoming[name].carried) for name in self.names}
+        rows = window.spans[int(window.starts[self._taken]) :]
+        for place, name in enumerate(self.names):
+            upcoming = self.upcoming[name]
+            draw = window.draws.get(name)
+            drawn = draw.entries.document[: draw.count + 1].tolist() if draw else []
+            turn = {document: number for number, document in reversed(list(enumerate(drawn)))}
+            mine: list[list[int]] = sorted(rows[rows[:, 0] == place, 1:4].tolist(), key=lambda row: (turn[row[0]], row[1]))
+            for document, start, length in mine:
+                if left[name] and left[name][-1][0] == document and sum(left[name][-1][1:]) == start:
+                    length += left[name][-1][2]
+                    start = left[name].pop()[1]
+                left[name].append((document, start, length))
+            left[name] += upcoming.after(draw.count, draw.rest).carried if draw else upcoming.carried
+        return left
+
+    def place_after(self, name: str) -> tuple[int, int]:
+        """Documents passed, and positions of the next that are used, after the window that is being used."""
+        upcoming = self.upcoming[name]
+        if self._window is None or name not in self._window.draws:
+            return upcoming.passed, upcoming.offset
+        draw = self._window.draws[name]
+        after = upcoming.after(draw.count, draw.rest)
+        return after.passed, after.offset
+
+
+def _same_data(source: DocumentSource, fingerprint: str) -> None:
+    if not source.reader.fingerprint.startswith(fingerprint[:16]):
+        raise DataError(
+            f"{source.reader.prefix} is not the dataset that the checkpoint was trained on (its fingerprint changed); give "
+            f"the old one, or name the new one otherwise in data.sources, so that it begins with its first document"
+        )
+
+
+def _fingerprint(config: RunConfig, names: list[str]) -> str:
+    """Of all that the order depends on beside the datasets: not of layout, micro-batches, learning rates or frozen parts."""
+    data, curriculum = config.data, config.curriculum
+    rules = [data.long_documents, data.fill_holes, data.min_piece, data.window_packs, data.max_pictures]
+    stages = [[s.sources, s.measure, s.ramp, s.ramp_share, s.sources_from] for s in curriculum.stages]
+    shapes = [
+        [s.shape.stage, s.shape.sequence_length, s.shape.global_batch_size, s.shape.image_tokens, s.first_step, s.steps]
+        for s in config.segments
+    ]
+    told = [names, rules, stages, curriculum.max_epochs, curriculum.when_exhausted, shapes, config.schedule.seed]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]

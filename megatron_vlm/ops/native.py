@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 #: the `INTERFACE` of csrc/module.cpp that this package was written against
-EXPECTED_INTERFACE = 3
+EXPECTED_INTERFACE = 4
 
 Integers = npt.NDArray[np.int64]
 
@@ -96,6 +96,17 @@ class NativeOperators(Protocol):
     ) -> tuple[Integers, Integers, Integers, Integers, int]: ...
 
     def balance_packs(self, costs: npt.NDArray[np.float64], ranks: int, micro_batches: int, window: int) -> Integers: ...
+
+    def order_packs(
+        self,
+        amounts: Integers,
+        bases: Integers,
+        shares: Integers,
+        behind: Integers,
+        scale: npt.NDArray[np.float64],
+        candidates: int,
+        close_enough: float,
+    ) -> tuple[Integers, Integers]: ...
 
 
 @functools.cache

@@ -248,3 +248,31 @@ def _refine(cost: list[float], step: list[list[int]]) -> None:
         step[most][i], step[other][j] = step[other][j], step[most][i]
         for changed in (most, other):
             sums[changed] = _sum(cost, step[changed])
+
+
+def order_packs(
+    amounts: Integers,
+    bases: Integers,
+    shares: Integers,
+    behind: Integers,
+    scale: npt.NDArray[np.float64],
+    candidates: int,
+    close_enough: float,
+) -> tuple[Integers, Integers]:
+    """(packs in the order that keeps every source near its share, what each is behind after them); arrays are flat."""
+    sources = len(behind)
+    given, owed = amounts.reshape(-1, sources) << 32, behind.copy()
+    base, share = bases.reshape(-1, sources), shares.reshape(-1, sources)
+    order = np.arange(len(given))
+    for place in range(len(order)):
+        for width in (candidates, len(order)):
+            these = order[place : place + width]
+            after = owed + share[place] * base[these] - given[these]
+            found = (np.abs(after.astype(np.float64)) * scale).max(axis=1)
+            close = np.flatnonzero(found <= close_enough)
+            chosen = int(close[0]) if len(close) else int(found.argmin())
+            if found[chosen] <= 1.0:
+                break
+        order[place : place + chosen + 1] = np.roll(order[place : place + chosen + 1], 1)
+        owed = after[chosen]
+    return order, owed

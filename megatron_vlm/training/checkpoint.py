@@ -224,17 +224,18 @@ def describe_checkpoint(checkpoint: Path) -> str:
     config = from_map(run["config"])
     size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
     stage = config.curriculum.stages[run["stage"]].name
-    filled, visual, padded = run["data"]["fill"]
+    sources = run["data"]["sources"]
+    filled, visual = (sum(source[key] for source in sources.values()) for key in ("tokens", "visual"))
     lines = [
         f"checkpoint  {checkpoint}",
         f"step        {run['step']} of {config.total_steps}, stage {stage!r}",
-        f"positions   {filled:,} filled ({visual:,} visual), {padded:,} padded",
+        f"positions   {filled:,} filled ({visual:,} visual), {run['data']['padded']:,} padded",
         f"written by  megatron-vlm {run['version']}, "
         f"TP {config.parallel.tensor_model_parallel_size} x PP {config.parallel.pipeline_model_parallel_size}",
         f"size        {size / 1e6:.1f} MB",
     ]
-    for name, stream in run["data"]["streams"].items():
-        lines.append(f"source      {name}: epoch {stream['epoch']}, document {stream['next']}")
+    for name, source in sources.items():
+        lines.append(f"source      {name}: {source['tokens']:,} positions, {source['passed']:,} documents passed")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_vlm.config.checks import check
-from megatron_vlm.config.loading import to_yaml
+from megatron_vlm.config.loading import from_map, to_yaml
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data.micro_batch import MicroBatch, MicroBatchMaker
 from megatron_vlm.data.opening import open_sources, token_counts
@@ -57,7 +57,7 @@ class Run:
         self.tokens = token_counts(self.tokenizer)
         sources = open_sources(config.data.sources, self.tokenizer, config.model.image_tokens)
         validation = open_sources(config.data.validation, self.tokenizer, config.model.image_tokens)
-        self.planner = PackPlanner(sources, config.curriculum.stages, config.data, config.schedule.seed)
+        self.planner = PackPlanner(sources, config)
         self.topology: Topology = topology_module.initialize(config.parallel, config.schedule.seed)
         self.engine = Engine(config, self.tokens, self.topology)
         self.maker = MicroBatchMaker(
@@ -107,16 +107,27 @@ class Run:
             return
         run = checkpoints.read_run_file(source)
         self.step = int(run["step"])
-        self.planner.load(run["data"])
+        self._load_place(run)
         self._enter_stage()
         checkpoints.load_training(self.engine, self.config, source, run)
         self.say(f"resumed from {source} at step {self.step}")
+
+    def _load_place(self, run: dict[str, Any]) -> None:
+        """Go on in the data where the checkpoint was, with another curriculum or other sources if they were changed."""
+        before = None
+        if run["data"]["plan"] != self.planner.fingerprint:
+            old = from_map(run["config"])
+            known = self.planner.sources
+            gone = {name: prefix for name, prefix in old.data.sources.items() if name not in known}
+            opened = {**known, **open_sources(gone, self.tokenizer, old.model.image_tokens)}
+            before = PackPlanner({name: opened[name] for name in old.data.sources}, old)
+        for line in self.planner.load(run["data"], before):
+            self.say(f"curriculum changed: {line}")
 
     def _enter_stage(self) -> bool:
         """Move planner and engine to the stage of the coming step. Returns whether a new stage began."""
         stage = self.config.stage_of(self.step)
         began = stage != self.engine.stage
-        self.planner.enter_stage(stage)
         self.engine.enter_stage(stage)
         return began
 
@@ -124,15 +135,14 @@ class Run:
 
     def next_batches(self) -> tuple[list[MicroBatch], BatchShape]:
         """This rank's micro-batches of the coming step, and the shape of the whole global batch."""
-        schedule = self.config.schedule
-        packs = self.planner.next_packs(schedule.global_batch_size)
-        sources = list(self.planner.sources.values())
-        shapes = []
-        for pack in packs:
-            pictures = sum(int(sources[span.source].pictures[span.document]) for span in pack if span.start == 0)
-            shapes.append(BatchShape(self.config.data.sequence_length, tuple(span.length for span in pack), pictures))
+        plan = self.planner.plan_step()
+        assert plan is not None
+        self.report, packs, micro = plan.report, plan.packs, plan.shape.micro_batch_size
+        shapes = [
+            BatchShape(plan.shape.sequence_length, tuple(span.length for span in pack), sum(span.pictures for span in pack))
+            for pack in packs
+        ]
         mine = [packs[number] for number in self._share(shapes)]
-        micro = schedule.micro_batch_size
         batches = [self.maker(mine[first : first + micro]).to(self.topology.device) for first in range(0, len(mine), micro)]
         whole = BatchShape(
             sum(shape.positions for shape in shapes),
@@ -153,7 +163,8 @@ class Run:
         return [int(number) for number in dealt.order[0, self.topology.data_rank]]
 
     def _record(self, result: StepResult, rate: float, shape: BatchShape, seconds: float, waited: float) -> dict[str, Any]:
-        fill, mixture = self.planner.fill, self.planner.mixture
+        report = self.report
+        padded, filled = report.padded, sum(report.source_tokens.values())
         return {
             "kind": "train",
             "step": self.step,
@@ -165,10 +176,14 @@ class Run:
             "grad_norm": result.grad_norm,
             "lr": rate,
             "pictures": shape.pictures,
-            "planned_visual_share": mixture.planned_visual_share,
-            "achieved_visual_share": mixture.achieved_visual_share,
-            "padding_share": fill.padded / max(1, fill.filled + fill.padded),
-            "source_tokens": {name: account.tokens for name, account in mixture.accounts.items()},
+            "planned_visual_share": report.planned_visual_share,
+            "achieved_visual_share": report.achieved_visual_share,
+            "padding_share": padded / max(1, filled + padded),
+            "padded": padded,
+            "source_tokens": report.source_tokens,
+            "source_visual": report.source_visual,
+            "source_epochs": report.source_epochs,
+            "planned_tokens": report.planned_tokens,
             "seconds": seconds,
             "data_wait_seconds": waited,
         }

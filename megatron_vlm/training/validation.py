@@ -19,15 +19,16 @@ def held_out_documents(source: DocumentSource, config: RunConfig, limit: int, pi
 
     `pictures` says whether this rank decodes them.
     """
-    order = epoch_order(source.documents, 0, source.name, 0)
+    order = epoch_order(source.usable_documents(), 0, source.name, 0)[: limit or None]
+    known = source.lengths(order)
     capacity = config.data.sequence_length
     scored: list[Scored] = []
-    for document in order[: limit or None]:
-        document = int(document)
-        whole = int(source.positions[document])
-        if source.pictures[document] and source.first_ids_needed(document) > capacity:
+    for document, whole, shown, end in zip(
+        *(column.tolist() for column in (order, known.positions, known.pictures, known.picture_end)), strict=True
+    ):
+        if end > capacity:
             continue
-        for start in range(0, 1 if source.pictures[document] else whole, capacity):
+        for start in range(0, 1 if shown else whole, capacity):
             segment, sequences = source.segment(document, start, min(capacity, whole - start))
             where = f"{source.reader.prefix}, document {document}"
             size = config.model.vision.image_size

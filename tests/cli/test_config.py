@@ -28,7 +28,7 @@ def test_what_it_prints_loads_back(preset: str, capsys: pytest.CaptureFixture[st
 def test_every_field_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["config"]) == 0
     printed = capsys.readouterr().out
-    for field in ("num_query_groups: null", "lookahead: 64", "seed: 1234", "measure: tokens", "keep_last: 0"):
+    for field in ("num_query_groups: null", "window_packs: 256", "seed: 1234", "measure: tokens", "keep_last: 0"):
         assert field in printed
 
 

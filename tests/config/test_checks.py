@@ -284,7 +284,7 @@ def test_the_remedy_in_words_removes_the_problem(
         "model.projector.hidden_size",
         "model.projector.pixel_shuffle",
         "data.sequence_length",
-        "data.lookahead",
+        "data.window_packs",
         "parallel.tensor_model_parallel_size",
         "schedule.micro_batch_size",
     ],

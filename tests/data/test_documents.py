@@ -34,8 +34,8 @@ def test_pictures_are_expanded_where_they_stand(tmp_path: Path) -> None:
     ids, pictures = documents.ids(0, 0, 10)
     assert ids.tolist() == [10, 11, 1, 1, 1, 12, 1, 1, 1, 0]  # the end after a last picture is ours
     assert pictures == [1, 3]
-    assert documents.positions[0] == 9
-    assert documents.first_ids_needed(0) == 9
+    known = documents.lengths(np.arange(1))
+    assert (known.positions[0], known.pictures[0], known.picture_end[0]) == (9, 2, 9)
     assert documents.ids(0, 5, 3)[0].tolist() == [12, 1, 1]
 
 
@@ -93,11 +93,12 @@ def test_every_span_is_a_slice_of_the_whole(documents: list[list[int | list[int]
     assume(usable)
     with TemporaryDirectory() as folder:
         made = source(write(Path(folder) / "d", *documents))
-        assert made.documents.tolist() == usable
+        assert made.usable_documents().tolist() == usable
+        known = made.lengths(np.arange(len(documents)))
         assert made.short_documents == len(documents) - len(usable)
         for number in usable:
             whole = expanded(documents[number])
-            assert made.positions[number] == len(whole) - 1
+            assert known.positions[number] == len(whole) - 1
             for start in range(len(whole)):
                 for count in range(1, len(whole) - start + 1):
                     ids, pictures = made.ids(number, start, count)
@@ -107,7 +108,15 @@ def test_every_span_is_a_slice_of_the_whole(documents: list[list[int | list[int]
                     begins = sum(b in range(start, start + count) for b in picture_places(documents[number]))
                     assert len(pictures) == begins
             ends = [place + 3 for place in picture_places(documents[number])]
-            assert made.first_ids_needed(number) == max(ends, default=0)
+            assert known.picture_end[number] == max(ends, default=0)
+            assert known.pictures[number] == len(ends)
+        totals = made.totals()
+        assert (totals.documents, totals.positions) == (len(usable), int(known.positions[usable].sum()))
+        assert totals.pictures == int(known.pictures[usable].sum())
+        for rows in (1, 7):
+            other = made.lengths(np.array(usable[::-1]), rows)
+            assert other.positions.tolist() == [len(expanded(documents[number], rows)) - 1 for number in usable[::-1]]
+            assert made.totals(rows).positions == int(other.positions.sum())
 
 
 def picture_places(document: list[int | list[int]]) -> list[int]:
@@ -122,18 +131,20 @@ def picture_places(document: list[int | list[int]]) -> list[int]:
 def test_every_row_of_a_last_picture_is_an_input(tmp_path: Path) -> None:
     """Without an end after it, the picture's last row would only be a label, and a row short of its slots."""
     documents = source(write(tmp_path / "d", [[10], 7], [7, [10]], [7]))
-    assert documents.positions.tolist() == [4, 3, 3]
+    positions = documents.lengths(np.arange(3)).positions
+    assert positions.tolist() == [4, 3, 3]
     for document in range(3):
-        ids, pictures = documents.ids(document, 0, int(documents.positions[document]) + 1)
+        ids, pictures = documents.ids(document, 0, int(positions[document]) + 1)
         assert (ids[:-1] == TOKENS.image_token_id).sum() == 3 * len(pictures) == 3
 
 
 def test_shares_and_means_are_of_usable_documents(tmp_path: Path) -> None:
     documents = source(write(tmp_path / "d", [[10]], [7, [10, 11, 12]], [[10] * 11]))
-    assert documents.documents.tolist() == [1, 2]
+    assert documents.usable_documents().tolist() == [1, 2]
     assert documents.short_documents == 1
-    assert documents.mean_positions == (5 + 10) / 2
-    assert documents.visual_share == 3 / 15
+    assert documents.mean_positions() == (5 + 10) / 2
+    assert documents.visual_share() == 3 / 15
+    assert documents.visual_share(9) == 9 / 21
     assert documents.has_pictures
 
 

@@ -204,7 +204,7 @@ def test_a_users_turn_is_read_and_the_assistants_learnt(tmp_path: Path) -> None:
     preprocess_conversations([str(tmp_path / "talk.json")], tmp_path / "d", tokenizer, images=[str(tmp_path)])
     counts = token_counts(tokenizer)
     source = DocumentSource("d", IndexedReader(tmp_path / "d"), counts, IMAGE_TOKENS, tokenizer.fingerprint)
-    positions = int(source.positions[0])
+    positions = int(source.lengths(np.arange(1)).positions[0])
     made = MicroBatchMaker([source], positions, counts, IMAGE_TOKENS, SIZE, True)([[Span(0, 0, 0, positions)]])
     learnt = made.labels[0][made.loss_mask[0] == 1].tolist()
     assert tokenizer.decode(learnt).strip() == "two circles\n<|endoftext|>"

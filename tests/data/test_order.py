@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_vlm.data.order import epoch_order
+from megatron_vlm.data.order import DocumentOrder, epoch_order
 
 
 @settings(max_examples=50)
@@ -53,7 +53,53 @@ def test_the_order_is_pinned_for_ever() -> None:
     assert epoch_order(np.arange(1000), 1234, "text", 0)[:8].tolist() == [554, 10, 257, 303, 190, 44, 108, 416]
     assert epoch_order(np.arange(1000), 1234, "captions", 1)[:8].tolist() == [769, 751, 109, 30, 410, 884, 654, 328]
     assert epoch_order(np.array([3, 7, 2**40]), -1, "x", 2).tolist() == [1099511627776, 3, 7]
+    blocks = DocumentOrder(10**8, 1234, "text")
+    assert blocks.take(1, 5 * 10**7, 5 * 10**7 + 3).tolist() == PINNED
+
+
+PINNED = [41500960, 55288264, 6819928]
 
 
 def test_an_empty_source_has_an_empty_order() -> None:
     assert epoch_order(np.array([], np.int64), 1, "text", 0).tolist() == []
+
+
+# -- blocks ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_dataset_of_one_group_is_shuffled_whole() -> None:
+    assert DocumentOrder(1000, 1, "text").take(3, 0, 1000).tolist() == epoch_order(np.arange(1000), 1, "text", 3).tolist()
+
+
+@settings(max_examples=60)
+@given(
+    count=st.integers(1, 300),
+    block=st.integers(1, 40),
+    group=st.integers(1, 5),
+    epoch=st.integers(0, 5),
+    cuts=st.lists(st.integers(0, 320), max_size=6),
+)
+def test_any_cut_of_an_epoch_gives_each_document_once(
+    count: int, block: int, group: int, epoch: int, cuts: list[int]
+) -> None:
+    order = DocumentOrder(count, 7, "x", block, group)
+    places = [0, *sorted(cuts), count]
+    parts = [order.take(epoch, a, b) for a, b in zip(places[:-1], places[1:], strict=True)]
+    found = np.concatenate(parts)
+    assert sorted(found.tolist()) == list(range(count))
+    assert DocumentOrder(count, 7, "x", block, group).take(epoch, 0, count).tolist() == found.tolist()
+    assert order.take(epoch, count, count + 5).tolist() == []
+
+
+def test_a_group_reads_from_its_blocks_alone() -> None:
+    order = DocumentOrder(10_000, 7, "x", block=100, group=4)
+    first = order.take(0, 0, 400)
+    assert len({int(d) // 100 for d in first}) <= 8, "four blocks, each of which may lie over two of the first epoch's"
+    assert len({int(d) // 100 for d in order.take(0, 0, 10_000)}) == 100
+    assert abs(np.corrcoef(first, np.arange(400))[0, 1]) < 0.2
+
+
+def test_epochs_are_blocked_and_ordered_otherwise() -> None:
+    order = DocumentOrder(10_000, 7, "x", block=100, group=4)
+    groups = [set(order.take(epoch, 0, 400).tolist()) for epoch in range(3)]
+    assert all(len(a & b) < 200 for i, a in enumerate(groups) for b in groups[i + 1 :])

@@ -10,7 +10,7 @@ import pytest
 from megatron_vlm.planning.flops import BatchShape, step_flops
 from megatron_vlm.training.loop import Run
 from tests.distributed.ranks import run_ranks
-from tests.distributed.tiny_run import configuration
+from tests.distributed.tiny_run import configuration, plan_from
 
 pytestmark = pytest.mark.distributed
 
@@ -20,7 +20,6 @@ SHAPES = [BatchShape(128, (16,) * 8, 0)] * 3 + [BatchShape(128, (64, 64), 2)] * 
 
 def _shares(config: Any) -> list[int]:
     run = Run(config)
-    run.planner.enter_stage(1)
     run.engine.enter_stage(1)
     return run._share(SHAPES)
 
@@ -39,13 +38,13 @@ def test_one_rank_keeps_the_order(data: Path) -> None:
 def _costs(config: Any) -> tuple[float, float]:
     """This rank's operations over the mean of the ranks, over steps with pictures, dealt and in order."""
     run = Run(config)
-    run.planner.enter_stage(1)
+    plan_from(run, 2)
     run.engine.enter_stage(1)
     seen: list[list[BatchShape]] = []
     share = run._share
     run._share = lambda shapes: seen.append(shapes) or share(shapes)  # type: ignore[func-returns-value,method-assign]
     worst = [0.0, 0.0]
-    for _ in range(6):
+    for _ in range(3):
         run.next_batches()
         costs = [step_flops(config.model, 1000, shape, ()) for shape in seen[-1]]
         mean = sum(costs) / 2

@@ -12,7 +12,7 @@ from megatron_vlm.training.loop import Run
 from megatron_vlm.training.optimizer import read_state
 from megatron_vlm.training.step import train_step
 from tests.distributed.ranks import run_ranks
-from tests.distributed.tiny_run import PP2, configuration, one_step, parameters
+from tests.distributed.tiny_run import PP2, configuration, one_step, parameters, plan_from
 
 pytestmark = pytest.mark.distributed
 
@@ -58,7 +58,7 @@ def _without_pictures(config: Any) -> tuple[bool, bool]:
     run._start()
     run.step = 2
     one_step(run)  # moments are warm
-    run.planner.enter_stage(0)  # text only, while encoder and projector are trained
+    plan_from(run, 0)  # text only, while encoder and projector are trained
     batches, shape = run.next_batches()
     before = parameters(run)
     train_step(run.engine, batches, run.topology, 1e-3, run.step)

@@ -36,8 +36,9 @@ def _rest(config: Any, count: int) -> tuple[list[dict[str, float]], dict[str, An
 def _spans(config: Any) -> list[Any]:
     run = Run(config)
     run._start()
-    packs = run.planner.next_packs(config.schedule.global_batch_size)
-    return [[(s.source, s.document, s.start, s.length) for s in pack] for pack in packs]
+    plan = run.planner.plan_step()
+    assert plan is not None
+    return [[(s.source, s.document, s.start, s.length) for s in pack] for pack in plan.packs]
 
 
 @pytest.mark.parametrize("stopped_at", [1, 2, 3])  # before, at and after the border where pictures enter

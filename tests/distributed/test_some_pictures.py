@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from megatron_vlm.data.step_plan import StepPlan
 from megatron_vlm.training.loop import Run
 from megatron_vlm.training.step import train_step
 from tests.distributed.ranks import run_ranks
-from tests.distributed.tiny_run import configuration, one_step, parameters
+from tests.distributed.tiny_run import configuration, one_step, parameters, plan_from
 
 pytestmark = pytest.mark.distributed
 
 
-def _packs(run: Run) -> list[Any]:
+def _plan(run: Run) -> StepPlan:
     """Six packs of text, then two with pictures."""
-    run.planner.enter_stage(0)
-    text = run.planner.next_packs(6)
-    run.planner.enter_stage(1)
-    sources = list(run.planner.sources.values())
-    pictured: list[Any] = []
-    while len(pictured) < 2:
-        found = run.planner.next_packs(8)
-        pictured += [pack for pack in found if any(sources[span.source].pictures[span.document] for span in pack)]
-    return [*text, *pictured[:2]]
+    plan_from(run, 0)
+    text, _, mixed = (run.planner.plan_step() for _ in range(3))
+    assert text is not None
+    assert mixed is not None
+    pictured = [pack for pack in mixed.packs if any(span.pictures for span in pack)]
+    return replace(text, packs=(*text.packs[:6], *pictured[:2]))
 
 
 def _step(config: Any) -> tuple[float, float, list[int], dict[str, Any]]:
@@ -34,10 +33,10 @@ def _step(config: Any) -> tuple[float, float, list[int], dict[str, Any]]:
     run._start()
     run.step = 2
     one_step(run)  # moments are warm
-    packs = _packs(run)
-    run.planner.next_packs = lambda count: packs  # type: ignore[method-assign]
+    plan = _plan(run)
+    run.planner.plan_step = lambda: plan  # type: ignore[method-assign]
     # dealt in order, so that pictures are in the last rank's last micro-batch and nowhere else
-    each = len(packs) // run.topology.data_size
+    each = len(plan.packs) // run.topology.data_size
     first = run.topology.data_rank * each
     run._share = lambda shapes: list(range(first, first + each))  # type: ignore[method-assign]
     batches, _ = run.next_batches()

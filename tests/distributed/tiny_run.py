@@ -42,6 +42,11 @@ def configuration(data: Path, parallel: dict[str, Any] | None = None, **fields: 
     return load_config(preset="tiny", overrides=overrides)
 
 
+def plan_from(run: Run, step: int) -> None:
+    """Plan from `step` on, with the first documents."""
+    run.planner.step, run.planner.pack = step, run.config.packs_before(step)
+
+
 def one_step(run: Run) -> dict[str, float]:
     run._enter_stage()
     batches, _ = run.next_batches()

@@ -134,8 +134,8 @@ def read_as_training_does(reader: IndexedReader, verified: bool) -> None:
     assert native is not None
     if verified:
         source = DocumentSource("d", reader, TOKENS, 2)
-        indexed = source.indexed
-        for document in source.documents[:READ].tolist():
+        indexed = source.indexed_at(2)
+        for document in source.usable_documents()[:READ].tolist():
             try:
                 source.ids(document, 0, 3)
             except DataError:
@@ -143,7 +143,7 @@ def read_as_training_does(reader: IndexedReader, verified: bool) -> None:
     else:
         source = DocumentSource.__new__(DocumentSource)
         source.reader, source.image_tokens, source.facts = reader, 2, None
-        indexed = source.indexed
+        indexed = source.indexed_at(2)
     assert indexed is not None
     ids = {"image_token_id": 1, "pad_id": 2, "eod_id": 0, "vocab_size": 300}
     for document in range(min(reader.document_count, 4)):

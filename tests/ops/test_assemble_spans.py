@@ -57,8 +57,9 @@ def spans_of(sources: list[DocumentSource], packs: list[list[tuple[int, int, int
         for a, b, c, d in pack:
             number = a % len(sources)
             source = sources[number]
-            document = int(source.documents[b % len(source.documents)])
-            positions = int(source.positions[document])
+            usable = source.usable_documents()
+            document = int(usable[b % len(usable)])
+            positions = int(source.lengths(usable[b % len(usable)][None]).positions[0])
             start = c % positions
             length = 1 + d % (positions - start)
             if length <= room:
@@ -156,7 +157,7 @@ def test_an_index_that_points_beside_its_data_is_refused(tmp_path: Path, pointer
 def test_a_mapped_file_lives_as_long_as_its_source(tmp_path: Path) -> None:
     write(tmp_path / "d", [[[5, 6, 7]]], np.int32)
     source = DocumentSource("d", IndexedReader(tmp_path / "d"), TOKENS, 2)
-    indexed = source.indexed
+    indexed = source.indexed_at(source.image_tokens)
     native = native_operators()
     assert indexed is not None
     assert native is not None

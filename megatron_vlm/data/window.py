@@ -1,0 +1,273 @@
+"""A window of packs: documents drawn by their sources' shares, packed together, in an order that keeps the shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_vlm.data.documents import Span
+from megatron_vlm.data.mixture import Amounts, Integers, Mixture
+from megatron_vlm.data.order import shuffled
+from megatron_vlm.data.upcoming import Entries, PackRules, Upcoming
+from megatron_vlm.ops.pack_order import WHOLE_SHARE, order_packs
+from megatron_vlm.ops.pack_plan import PackPlan, plan_packs
+
+#: plans of one window until its documents fit; each takes fewer than the one before
+_TRIES = 12
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a window takes from one source: `count` whole entries of what comes, and `rest` positions of the next one."""
+
+    entries: Entries
+    count: int
+    rest: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """m packs in the order of training, of s sources.
+
+    Attributes:
+        spans: int64[k, 5], source, document, first position, positions, pictures; by pack.
+        starts: int64[m + 1], where each pack begins in `spans`.
+        amounts: what each pack gives.
+        behind: int64[m + 1, s], what each source is behind its share before each pack and after the last, in its measure and
+            parts of WHOLE_SHARE.
+        planned_visual: float64[m], planned positions of pictures of each pack.
+        draws: what was taken of each source.
+        lost, cut: documents left out and shortened, by source.
+    """
+
+    spans: Integers
+    starts: Integers
+    amounts: Amounts
+    behind: Integers
+    planned_visual: np.ndarray
+    draws: dict[str, Draw]
+    lost: dict[str, int]
+    cut: dict[str, int]
+
+    @property
+    def packs(self) -> int:
+        return len(self.starts) - 1
+
+    def pack(self, number: int) -> tuple[Span, ...]:
+        begin, end = int(self.starts[number]), int(self.starts[number + 1])
+        return tuple(Span(*row) for row in self.spans[begin:end].tolist())
+
+
+def _nearest(measured: Integers, target: float) -> int:
+    """How many entries together come nearest to `target`."""
+    upto = np.cumsum(measured)
+    return int(np.searchsorted(2 * upto - measured, 2 * target, side="left"))
+
+
+class WindowPlanner:
+    """Draws and packs windows of one stage.
+
+    Args:
+        mixture: the stage's shares.
+        upcoming: what comes of each source of the run, with the stage's rules set; where it has an end, windows end there.
+        rules: of packs.
+        seed: the run's.
+    """
+
+    def __init__(self, mixture: Mixture, upcoming: Mapping[str, Upcoming], rules: PackRules, seed: int) -> None:
+        self.mixture, self.upcoming, self.rules, self.seed = mixture, upcoming, rules, seed
+
+    def plan(self, packs: int, places: np.ndarray, behind: Integers, number: int) -> Window | str:
+        """At most `packs` packs, at least one; or the name of a source that has less than its part of a pack left.
+
+        Args:
+            packs: the most.
+            places: float64[packs], how much of the stage is done before each.
+            behind: int64[s], what each source is behind its share, in its measure and parts of WHOLE_SHARE.
+            number: of packs before it in the run, for the order of its packs.
+        """
+        shares = self.mixture.shares_at(places)
+        rates = self._rates(shares.mean(axis=0))
+        filled, first_out = self._reach(packs * self.rules.capacity, rates, behind)
+        if filled < self.rules.capacity:
+            return first_out
+        plan, draws = None, {}
+        for attempt in range(_TRIES):
+            draws = self._draw(filled, rates, behind)
+            plan = self._pack(draws)
+            if plan.packs <= packs:
+                break
+            filled = min(filled * packs / plan.packs, filled - self.rules.capacity * attempt / 2)
+        if plan is None or not 0 < plan.packs <= packs:
+            draws = self._one(rates, behind)
+            plan = self._pack(draws)
+        return self._window(plan, draws, shares, behind, places, number)
+
+    # -- drawing ---------------------------------------------------------------------------------------------------
+
+    def _rates(self, shares: np.ndarray) -> dict[str, float]:
+        """What each source owes a filled position, in its measure. Those without pictures share what pictures' leave."""
+        mixture = self.mixture
+        share = {name: float(shares[mixture.names.index(name)]) / WHOLE_SHARE for name in mixture.active}
+        if mixture.measure == "samples":
+            mean = sum(share[name] * mixture.mean_positions[name] for name in mixture.active)
+            return {name: part / mean for name, part in share.items()}
+        rest = 1 - sum(share[name] / mixture.visual_share[name] for name in mixture.visual)
+        return {name: part if name in mixture.visual else part * rest for name, part in share.items()}
+
+    def _column(self, name: str) -> str:
+        if self.mixture.measure == "samples":
+            return "begins"
+        return "visual" if name in self.mixture.visual else "length"
+
+    def _owed(self, name: str, behind: Integers) -> float:
+        return float(behind[self.mixture.names.index(name)]) / WHOLE_SHARE
+
+    def _entries(self, name: str, target: float) -> Entries:
+        """Entries that reach beyond `target` in the source's measure, where there are as many."""
+        column, mean = self._column(name), self.mixture.mean_positions[name] / self.mixture.positions_of_one(name)
+        if self.mixture.measure == "samples":
+            mean = 1.0
+        count = max(0, int(target / mean)) + 16
+        while True:
+            entries = self.upcoming[name].ahead(count)
+            if len(entries) < count or int(getattr(entries, column).sum()) > target:
+                return entries
+            count += count // 2
+
+    def _reach(self, filled: float, rates: Mapping[str, float], behind: Integers) -> tuple[float, str]:
+        """How many of `filled` positions all sources can bring their shares of, and the source that ends first."""
+        first_out = ""
+        for name, rate in rates.items():
+            if self.upcoming[name].limit is None or rate <= 0:
+                continue
+            wanted = rate * filled + self._owed(name, behind)
+            left = int(getattr(self._entries(name, wanted), self._column(name)).sum())
+            if left < wanted:
+                filled, first_out = (left - self._owed(name, behind)) / rate, name
+        return filled, first_out
+
+    def _draw(self, filled: float, rates: Mapping[str, float], behind: Integers) -> dict[str, Draw]:
+        """Of each source that which brings its share nearest after `filled` positions."""
+        mixture = self.mixture
+        draws: dict[str, Draw] = {}
+        for name in mixture.active if mixture.measure == "samples" else mixture.visual:
+            target = rates[name] * filled + self._owed(name, behind)
+            entries = self._entries(name, target)
+            draws[name] = Draw(entries, _nearest(getattr(entries, self._column(name)), target), 0)
+        # what was drawn may have more text, or less, than its documents have on average: the others make up for it
+        planned = sum(rates[name] * filled / mixture.visual_share[name] for name in mixture.visual)
+        drawn = sum(int(draw.entries.length[: draw.count].sum()) for draw in draws.values())
+        rest = (filled - drawn) / (filled - planned) if mixture.visual and filled > planned else 1.0
+        for name in mixture.active:
+            if name not in draws:
+                draws[name] = self._draw_positions(name, rates[name] * filled * max(0.0, rest) + self._owed(name, behind))
+        return draws
+
+    def _draw_positions(self, name: str, target: float) -> Draw:
+        entries = self._entries(name, target)
+        count = _nearest(entries.length, target)
+        least = min(self.rules.data.min_piece, max(1, self.rules.capacity // 2))
+        # a text longer than a pack is cut where the share ends, so that it does not bring whole packs too many
+        before = int(entries.length[:count].sum())
+        for at in (count - 1, count):
+            if 0 <= at < len(entries) and entries.splittable[at] and entries.length[at] > self.rules.capacity:
+                piece = int(target) - (before - int(entries.length[at]) if at < count else before)
+                if least <= piece <= int(entries.length[at]) - least:
+                    return Draw(entries, at, piece)
+        return Draw(entries, count, 0)
+
+    def _one(self, rates: Mapping[str, float], behind: Integers) -> dict[str, Draw]:
+        """One document, or a pack's worth of it, of the source that is furthest behind."""
+
+        def need(name: str) -> float:
+            return (rates[name] + self._owed(name, behind)) * self.mixture.positions_of_one(name)
+
+        owing = [name for name in self.mixture.active if rates[name] > 0 or self._owed(name, behind) > 0]
+        name = max(owing or self.mixture.active, key=need)
+        entries = self.upcoming[name].ahead(1)
+        long = int(entries.length[0]) > self.rules.capacity
+        return {name: Draw(entries, 0 if long else 1, self.rules.capacity if long else 0)}
+
+    # -- packing ---------------------------------------------------------------------------------------------------
+
+    def _pack(self, draws: Mapping[str, Draw]) -> PackPlan:
+        lengths, splittable, pictures = [], [], []
+        for draw in draws.values():
+            end = draw.count + (draw.rest > 0)
+            length = draw.entries.length[:end]
+            if draw.rest:
+                length = np.append(length[:-1], draw.rest)
+            lengths.append(length)
+            splittable.append(draw.entries.splittable[:end])
+            pictures.append(draw.entries.pictures[:end])
+        data = self.rules.data
+        limited = data.max_pictures is not None
+        return plan_packs(
+            np.concatenate(lengths) if lengths else np.zeros(0, np.int64),
+            self.rules.capacity,
+            images=np.concatenate(pictures) if limited and pictures else None,
+            image_capacity=data.max_pictures if limited and pictures else None,
+            splittable=np.concatenate(splittable) if splittable else None,
+            long_documents="split",
+            fill_holes=data.fill_holes and data.long_documents == "split",
+            min_piece=data.min_piece,
+        )
+
+    def _window(
+        self,
+        plan: PackPlan,
+        draws: dict[str, Draw],
+        shares: Integers,
+        behind: Integers,
+        places: np.ndarray,
+        number: int,
+    ) -> Window:
+        names = self.mixture.names
+        ends = {name: draw.count + (draw.rest > 0) for name, draw in draws.items()}
+        entries = Entries.joined([draw.entries.part(0, ends[name]) for name, draw in draws.items()])
+        source = np.repeat([names.index(name) for name in draws], list(ends.values()))
+        rows = np.stack(
+            [source[plan.document], entries.document[plan.document], entries.start[plan.document] + plan.start, plan.length],
+            axis=1,
+        )
+        begins = entries.begins[plan.document] * (plan.start == 0)
+        visual = entries.visual[plan.document] * (plan.start == 0)
+        pictures = entries.pictures[plan.document] * (plan.start == 0)
+        first = shuffled(np.arange(plan.packs, dtype=np.int64), f"{self.seed}:window:{number}")
+        pack = np.repeat(np.arange(plan.packs), np.diff(plan.pack_starts))
+        amounts = Amounts(*(self._by_pack(pack, rows[:, 0], values, plan.packs) for values in (rows[:, 3], visual, begins)))
+        amounts = _rows(amounts, first)
+        capacity = self.rules.capacity
+        given, bases, shares = self.mixture.amounts(amounts), self.mixture.bases(amounts), shares[: plan.packs]
+        order, _ = order_packs(given, bases, shares, behind, self.mixture.pack_of(capacity))
+        amounts, given, bases = _rows(amounts, order), given[order], bases[order]
+        first = first[order]
+        moves = shares * bases - given * WHOLE_SHARE
+        kept = np.concatenate([behind[None], behind + np.cumsum(moves, axis=0)])
+        sizes = np.diff(plan.pack_starts)[first]
+        pieces = np.repeat(plan.pack_starts[:-1][first] - np.cumsum(sizes) + sizes, sizes) + np.arange(len(rows))
+        one = self.mixture.config.ramp == "constant"
+        planned = [self.mixture.planned_visual_share(float(place)) for place in places[: 1 if one else plan.packs]]
+        return Window(
+            spans=np.column_stack([rows, pictures])[pieces],
+            starts=np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]),
+            amounts=amounts,
+            behind=kept,
+            planned_visual=np.array(planned) * amounts.positions.sum(axis=1),
+            draws=draws,
+            lost={name: int(draw.entries.lost[: ends[name]].sum()) for name, draw in draws.items()},
+            cut={name: int(draw.entries.cut[: ends[name]].sum()) for name, draw in draws.items()},
+        )
+
+    def _by_pack(self, pack: Integers, source: Integers, values: Integers, packs: int) -> Integers:
+        sources = len(self.mixture.names)
+        # sums of whole numbers below 2^53: exact in bincount's doubles
+        table = np.bincount(pack * sources + source, weights=values, minlength=packs * sources)
+        return table.astype(np.int64).reshape(packs, sources)
+
+
+def _rows(amounts: Amounts, order: Integers) -> Amounts:
+    return Amounts(amounts.positions[order], amounts.visual[order], amounts.documents[order])
