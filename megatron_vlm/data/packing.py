@@ -97,6 +97,7 @@ class PackPlanner:
         """The next step; None where `curriculum.when_exhausted` is `stop` and a source has had its passes."""
         shape = self.config.shape_of(self.step)
         packs: list[tuple[Span, ...]] = []
+        digest = hashlib.sha256()
         while len(packs) < shape.global_batch_size:
             if self._window is None or self._taken == self._window.packs:
                 self._finish_window()
@@ -105,9 +106,11 @@ class PackPlanner:
             assert self._window is not None
             count = min(shape.global_batch_size - len(packs), self._window.packs - self._taken)
             packs += [self._window.pack(number) for number in range(self._taken, self._taken + count)]
+            digest.update(self._window.contents(self._taken, self._taken + count))
             self._taken += count
         self.step += 1
-        return StepPlan(self.step - 1, shape, tuple(packs), self.state(), self.report())
+        plan = (self.step - 1, shape, tuple(packs), self.state(), self.report(), digest.hexdigest()[:16])
+        return StepPlan(*plan)
 
     def _begin_window(self) -> bool:
         config = self.config

@@ -31,7 +31,6 @@ class StepPlan:
     """A global batch: `shape.global_batch_size` packs in order, the same on every rank and for every layout.
 
     `state` is the planner's after this step: plain numbers, texts and lists, a few hundred bytes of JSON. A planner that
-    loads it gives the steps after this one.
     """
 
     step: int
@@ -39,3 +38,4 @@ class StepPlan:
     packs: tuple[tuple[Span, ...], ...]
     state: dict[str, Any]
     report: MixtureReport
+    digest: str = ""

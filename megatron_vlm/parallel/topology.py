@@ -87,6 +87,8 @@ def initialize(parallel: ParallelConfig, seed: int) -> Topology:
             tensor_model_parallel_size=parallel.tensor_model_parallel_size,
             pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
             virtual_pipeline_model_parallel_size=vp if vp > 1 else None,
+            # megatron-core makes a timedelta of it: else its groups would wait for half an hour
+            distributed_timeout_minutes=parallel.timeout_s / 60,
         )
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     return Topology(

@@ -137,7 +137,7 @@ class Run:
         """This rank's micro-batches of the coming step, and the shape of the whole global batch."""
         plan = self.planner.plan_step()
         assert plan is not None
-        self.report, packs, micro = plan.report, plan.packs, plan.shape.micro_batch_size
+        self.plan, packs, micro = plan, plan.packs, plan.shape.micro_batch_size
         shapes = [
             BatchShape(plan.shape.sequence_length, tuple(span.length for span in pack), sum(span.pictures for span in pack))
             for pack in packs
@@ -163,7 +163,7 @@ class Run:
         return [int(number) for number in dealt.order[0, self.topology.data_rank]]
 
     def _record(self, result: StepResult, rate: float, shape: BatchShape, seconds: float, waited: float) -> dict[str, Any]:
-        report = self.report
+        report = self.plan.report
         padded, filled = report.padded, sum(report.source_tokens.values())
         return {
             "kind": "train",
@@ -176,6 +176,7 @@ class Run:
             "grad_norm": result.grad_norm,
             "lr": rate,
             "pictures": shape.pictures,
+            "documents": self.plan.digest,
             "planned_visual_share": report.planned_visual_share,
             "achieved_visual_share": report.achieved_visual_share,
             "padding_share": padded / max(1, filled + padded),

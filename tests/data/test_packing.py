@@ -171,6 +171,14 @@ def test_only_seed_and_configuration_decide(sources: Sources, tmp_path: Path) ->
     assert all_packs(PackPlanner(sources, run(HALVES, batch=3, steps=32, seed=2))) != packs
 
 
+def test_the_digest_is_of_what_is_trained_on(sources: Sources) -> None:
+    steps = list(PackPlanner(sources, run(HALVES, steps=30)).plans())
+    assert len({step.digest for step in steps}) == 30
+    assert [step.digest for step in PackPlanner(sources, run(HALVES, steps=30)).plans()] == [s.digest for s in steps]
+    other = [step.digest for step in PackPlanner(sources, run(HALVES, steps=30, seed=2)).plans()]
+    assert not {step.digest for step in steps} & set(other)
+
+
 def test_micro_batches_and_what_is_frozen_do_not_change_the_order(sources: Sources) -> None:
     config = run(HALVES, steps=20)
     other = replace(
