@@ -221,7 +221,9 @@ class Run:
                 name = config.curriculum.stages[self.engine.stage].name
                 self.say(f"stage {name!r} begins at step {self.step}")
             # a border is measured on both sides: the last line of the old stage and the first of the new
-            if self._due(config.logging.eval_interval) or (began and config.logging.eval_interval):
+            # (a checkpoint's step was measured before it was saved)
+            measured = self.step == started_at and self.step > 0
+            if not measured and (self._due(config.logging.eval_interval) or (began and config.logging.eval_interval)):
                 self._evaluate(log)
             done = self.step >= config.total_steps
             asked = self._anyone_asked(stop)

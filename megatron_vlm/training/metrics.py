@@ -33,7 +33,9 @@ class MetricsLog:
                 record = json.loads(line)
             except ValueError:
                 continue  # the half line of a run that was killed
-            if record.get("step", 0) < first_step or (record.get("kind") == "eval" and record["step"] <= first_step):
+            # the measurement at a checkpoint's step was made before it was saved, and is not made again
+            measured = record.get("kind") == "eval" and record["step"] == first_step > 0
+            if record.get("step", 0) < first_step or measured:
                 kept.append(line + "\n")
         aside = self.path.with_suffix(".jsonl.partial")
         with aside.open("w", encoding="utf-8") as file:
