@@ -39,7 +39,9 @@ def log_line(broken: BrokenPicture, prefixes: Sequence[str], step: int, policy: 
     return f"step {step}: {where}: the picture does not decode ({broken.reason}); {CONSEQUENCES[policy]}"
 
 
-def metrics_record(broken: Sequence[BrokenPicture], prefixes: Sequence[str], step: int, policy: BrokenPolicy) -> dict[str, Any]:
+def metrics_record(
+    broken: Sequence[BrokenPicture], prefixes: Sequence[str], step: int, policy: BrokenPolicy
+) -> dict[str, Any]:
     """A step's line in metrics.jsonl."""
     pictures = [{**asdict(found), "source": prefixes[found.source]} for found in broken]
     for picture in pictures:

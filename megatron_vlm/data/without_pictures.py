@@ -105,9 +105,14 @@ def _cut(batch: MicroBatch, borders: torch.Tensor) -> MicroBatch:
 def _learning(batch: MicroBatch, silent: torch.Tensor, plain: torch.Tensor) -> MicroBatch:
     """No loss where `silent`; text, not caption, where `plain`: bool `[positions]` on the host."""
     quiet = silent.to(batch.loss_mask.device).unsqueeze(0)
-    modalities = {"label_modality": batch.label_modality.clone(), "token_modality": batch.token_modality.clone()}
     here = plain.to(quiet.device).unsqueeze(0)
-    for modality in modalities.values():
-        modality[here & (modality == MODALITY_CAPTION)] = MODALITY_TEXT
-    modalities["label_modality"][quiet] = MODALITY_NONE
-    return dataclasses.replace(batch, loss_mask=batch.loss_mask.masked_fill(quiet, 0.0), **modalities)
+    label_modality, token_modality = (
+        modality.masked_fill(here & (modality == MODALITY_CAPTION), MODALITY_TEXT)
+        for modality in (batch.label_modality, batch.token_modality)
+    )
+    return dataclasses.replace(
+        batch,
+        loss_mask=batch.loss_mask.masked_fill(quiet, 0.0),
+        label_modality=label_modality.masked_fill(quiet, MODALITY_NONE),
+        token_modality=token_modality,
+    )

@@ -51,7 +51,9 @@ def places(segment: Segment, image_tokens: int) -> list[int]:
 
 @st.composite
 def segments(draw: st.DrawFn, image_tokens: int) -> Segment:
-    parts = draw(st.lists(st.one_of(st.none(), st.lists(st.integers(3, 99), min_size=1, max_size=4)), min_size=1, max_size=5))
+    parts = draw(
+        st.lists(st.one_of(st.none(), st.lists(st.integers(3, 99), min_size=1, max_size=4)), min_size=1, max_size=5)
+    )
     ids = [token for part in parts for token in ([IMAGE] * image_tokens if part is None else part)] + [EOD]
     begin = draw(st.integers(0, len(ids)))
     masked = ((begin, draw(st.integers(begin, len(ids)))),) if draw(st.booleans()) else ()

@@ -18,7 +18,7 @@ from megatron_vlm.data.decoding.canvas import GREY, Canvas, Colour, lay_scaled
 from megatron_vlm.data.decoding.pillow_decoder import PillowDecoder
 from megatron_vlm.data.decoding.placement import Placement, place
 from megatron_vlm.data.encoded_pictures.jpeg_segments import colour_components
-from megatron_vlm.data.encoded_pictures.picture_header import MAX_PIXELS, inspect, PictureHeader
+from megatron_vlm.data.encoded_pictures.picture_header import MAX_PIXELS, PictureHeader, inspect
 
 #: pictures of one run of the pipeline; more are decoded in turn
 BATCH = 64
@@ -103,7 +103,9 @@ class DaliDecoder:
         )
         with pipeline:
             data = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-            begin, end, size = (fn.external_source(name=name, dtype=types.FLOAT, ndim=1) for name in ("begin", "end", "size"))
+            begin, end, size = (
+                fn.external_source(name=name, dtype=types.FLOAT, ndim=1) for name in ("begin", "end", "size")
+            )
             # EXIF's orientation is applied by the decoder; "mixed" takes bytes of the host and gives pixels on the GPU
             pictures = fn.decoders.image(
                 data,

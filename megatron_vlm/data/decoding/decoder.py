@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Any, Protocol
 
 from megatron_vlm.config.pictures import DecoderName, PicturesConfig
 from megatron_vlm.config.run import RunConfig
@@ -69,6 +69,18 @@ def with_resolved_decoder(config: RunConfig) -> RunConfig:
     """The run's configuration with `resolve_decoder` done. Raises ConfigError as that does."""
     pictures = resolve_decoder(config.data.pictures)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, pictures=pictures))
+
+
+def decoder_change(saved: Mapping[str, Any], settings: PicturesConfig) -> str | None:
+    """What to tell of a run that goes on from the configuration `saved` in its checkpoint with another decoder; None where
+    it is the same, or not known."""
+    before = saved.get("data", {}).get("pictures", {}).get("decoder")
+    if before in (None, "auto", settings.decoder):
+        return None
+    return (
+        f"pictures were decoded by {before} and are now by {settings.decoder}, which rounds otherwise; to go on alike, give "
+        f"--data.pictures.decoder {before}"
+    )
 
 
 def open_decoder(

@@ -13,11 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 
-from megatron_vlm.config.loading import load_config
+from megatron_vlm.config.loading import load_config, to_map
 from megatron_vlm.config.pictures import PicturesConfig
 from megatron_vlm.data.decoding import decoder as decoders
 from megatron_vlm.data.decoding.canvas import GREY
-from megatron_vlm.data.decoding.decoder import open_decoder, padding_colour, resolve_decoder, with_resolved_decoder
+from megatron_vlm.data.decoding.decoder import (
+    decoder_change,
+    open_decoder,
+    padding_colour,
+    resolve_decoder,
+    with_resolved_decoder,
+)
 from megatron_vlm.data.decoding.pillow_decoder import PillowDecoder
 from megatron_vlm.errors import ConfigError
 from tests.data.decoding.samples import encode, jpegs, photograph
@@ -134,7 +140,7 @@ def test_auto_is_simplejpeg_where_it_is_installed_and_pillow_elsewhere(monkeypat
 
 def test_a_decoder_in_a_package_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(decoders.LIBRARIES, "dali", ("no_such_package.dali", "nvidia-dali-cuda120"))
-    with pytest.raises(ConfigError, match=r"dali is not installed here; pip install nvidia-dali-cuda120, or take simplejpeg"):
+    with pytest.raises(ConfigError, match=r"pip install nvidia-dali-cuda120, or take simplejpeg"):
         resolve_decoder(PicturesConfig(decoder="dali"))
 
 
@@ -144,6 +150,17 @@ def test_a_run_keeps_the_name_of_its_decoder() -> None:
     assert resolved.data.pictures.decoder == "simplejpeg"
     pictures = dataclasses.replace(resolved.data.pictures, decoder="auto")
     assert dataclasses.replace(resolved, data=dataclasses.replace(resolved.data, pictures=pictures)) == config
+
+
+def test_a_run_that_goes_on_with_another_decoder_is_told() -> None:
+    settings = PicturesConfig(decoder="pillow")
+    saved = to_map(with_resolved_decoder(load_config(preset="tiny")))
+    told = decoder_change(saved, settings)
+    assert told is not None
+    assert told.endswith("give --data.pictures.decoder simplejpeg")
+    same = load_config(preset="tiny", overrides=["--data.pictures.decoder", "simplejpeg"]).data.pictures
+    assert decoder_change(saved, same) is None
+    assert decoder_change({"data": {}}, settings) is None, "a checkpoint of before"
 
 
 def test_padding_is_what_the_encoder_subtracts() -> None:

@@ -15,7 +15,9 @@ from megatron_vlm.data.decoding.placement import native_grid, place
 SIDES = st.integers(1, 5000)
 
 
-@given(st.sampled_from(["squash", "centre_crop", "letterbox", "native"]), SIDES, SIDES, st.integers(1, 700), st.integers(1, 700))
+@given(
+    st.sampled_from(["squash", "centre_crop", "letterbox", "native"]), SIDES, SIDES, st.integers(1, 700), st.integers(1, 700)
+)
 def test_everything_lies_inside(resize: Resize, height: int, width: int, rows: int, columns: int) -> None:
     placed = place(resize, (height, width), (rows, columns))
     left, upper, right, lower = placed.box
