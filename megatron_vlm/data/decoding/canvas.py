@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image
 from megatron_vlm.data.decoding.placement import Placement
 
 Canvas: TypeAlias = npt.NDArray[np.uint8]
+#: of several pictures: arrays of any shapes, or one `[n, height, width, 3]`
+Canvases: TypeAlias = Sequence[Canvas] | Canvas
 Colour: TypeAlias = tuple[int, int, int]
 
 #: what a picture that does not decode looks like, and padding where it is asked for

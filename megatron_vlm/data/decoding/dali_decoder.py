@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_vlm.config.pictures import Resize
-from megatron_vlm.data.decoding.canvas import GREY, Canvas, Colour, lay_scaled
+from megatron_vlm.data.decoding.canvas import GREY, Canvas, Canvases, Colour, lay_scaled
 from megatron_vlm.data.decoding.pillow_decoder import PillowDecoder
 from megatron_vlm.data.decoding.placement import Placement, place
 from megatron_vlm.data.encoded_pictures.jpeg_segments import colour_components
@@ -43,7 +43,7 @@ class DaliDecoder:
         self._others = PillowDecoder(resize, padding)
         self._pipeline: Any = self._build()
 
-    def decode(self, encoded: Sequence[bytes], out: Sequence[Canvas]) -> dict[int, str]:
+    def decode(self, encoded: Sequence[bytes], out: Canvases) -> dict[int, str]:
         placements = {
             number: placement
             for number, (data, canvas) in enumerate(zip(encoded, out, strict=True))
@@ -63,7 +63,7 @@ class DaliDecoder:
         return place(self.resize, header.shown_size, out.shape[:2])
 
     def _decode(
-        self, numbers: list[int], encoded: Sequence[bytes], placements: dict[int, Placement], out: Sequence[Canvas]
+        self, numbers: list[int], encoded: Sequence[bytes], placements: dict[int, Placement], out: Canvases
     ) -> set[int]:
         """Pictures by number into their canvases; those that DALI does not decode."""
         try:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from megatron_vlm.config.pictures import DecoderName, PicturesConfig
 from megatron_vlm.config.run import RunConfig
-from megatron_vlm.data.decoding.canvas import GREY, Canvas, Colour
+from megatron_vlm.data.decoding.canvas import GREY, Canvases, Colour
 from megatron_vlm.errors import ConfigError
 
 #: decoder -> the module that it needs, and how one comes by it
@@ -33,12 +33,12 @@ class Decoder(Protocol):
     @property
     def name(self) -> str: ...
 
-    def decode(self, encoded: Sequence[bytes], out: Sequence[Canvas]) -> dict[int, str]:
+    def decode(self, encoded: Sequence[bytes], out: Canvases) -> dict[int, str]:
         """Write each picture into its canvas.
 
         Args:
             encoded: the files' bytes.
-            out: as many uint8 arrays `[height, width, 3]`, such as a `[n, size, size, 3]` array, in shared memory or not.
+            out: as many uint8 arrays `[height, width, 3]`, or one `[n, size, size, 3]`, in shared memory or not.
                 Under `native` the caller gives each the size that `native_grid` says.
 
         Returns:

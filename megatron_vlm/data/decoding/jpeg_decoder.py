@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from megatron_vlm.config.pictures import Resize
-from megatron_vlm.data.decoding.canvas import GREY, Canvas, Colour, lay
+from megatron_vlm.data.decoding.canvas import GREY, Canvas, Canvases, Colour, lay
 from megatron_vlm.data.decoding.pillow_decoder import PillowDecoder
 from megatron_vlm.data.decoding.placement import place
 from megatron_vlm.data.encoded_pictures.decoded import set_upright
@@ -36,7 +36,7 @@ class JpegDecoder:
         self.resize, self.padding = resize, padding
         self._others = PillowDecoder(resize, padding)
 
-    def decode(self, encoded: Sequence[bytes], out: Sequence[Canvas]) -> dict[int, str]:
+    def decode(self, encoded: Sequence[bytes], out: Canvases) -> dict[int, str]:
         reasons = {}
         for number, (data, canvas) in enumerate(zip(encoded, out, strict=True)):
             header = read_header(data)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from megatron_vlm.config.pictures import Resize
-from megatron_vlm.data.decoding.canvas import GREY, Canvas, Colour, lay
+from megatron_vlm.data.decoding.canvas import GREY, Canvas, Canvases, Colour, lay
 from megatron_vlm.data.decoding.placement import place
 from megatron_vlm.data.encoded_pictures.decoded import FORMATS, refusing_by_name, set_upright
 from megatron_vlm.data.encoded_pictures.picture_header import read_header
@@ -27,7 +27,7 @@ class PillowDecoder:
     def __init__(self, resize: Resize, padding: Colour = GREY) -> None:
         self.resize, self.padding = resize, padding
 
-    def decode(self, encoded: Sequence[bytes], out: Sequence[Canvas]) -> dict[int, str]:
+    def decode(self, encoded: Sequence[bytes], out: Canvases) -> dict[int, str]:
         found = ((number, self.decode_one(*pair)) for number, pair in enumerate(zip(encoded, out, strict=True)))
         return {number: reason for number, reason in found if reason is not None}
 

@@ -175,8 +175,8 @@ def test_padding_is_what_the_encoder_subtracts() -> None:
 
 
 def test_decoding_needs_no_torch() -> None:
-    names = ["dali_decoder", "decoder", "jpeg_decoder", "pillow_decoder", "placement"]
-    imports = "; ".join(f"import megatron_vlm.data.decoding.{name}" for name in names)
-    code = f"{imports}; import megatron_vlm.data.pictures, megatron_vlm.data.broken_pictures, sys; print('torch' in sys.modules)"
+    names = [f"decoding.{name}" for name in ("dali_decoder", "decoder", "jpeg_decoder", "pillow_decoder", "placement")]
+    imports = "; ".join(f"import megatron_vlm.data.{name}" for name in (*names, "pictures", "broken_pictures"))
+    code = f"{imports}; import sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
