@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from megatron_vlm.config.pictures import PicturesConfig
+from megatron_vlm.data.decoding import canvas
 from megatron_vlm.data.decoding.decoder import Decoder, open_decoder
 from megatron_vlm.data.pictures import decode_picture
 from megatron_vlm.errors import DataError
@@ -102,13 +104,13 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(decoder: Decoder, mon
     slope = np.broadcast_to(np.linspace(0, 255, 512)[None, :, None], (512, 512, 3)).astype(np.uint8)
     data = encoded(Image.fromarray(slope), "JPEG", quality=95)
     sizes: list[tuple[int, int]] = []
-    resize = Image.Image.resize
+    resize = canvas.resize_bicubic
 
-    def spy(picture: Image.Image, size: tuple[int, int], *rest: object) -> Image.Image:
-        sizes.append(picture.size)
-        return resize(picture, size, *rest)  # type: ignore[arg-type]
+    def spy(pixels: np.ndarray, *rest: Any) -> None:
+        sizes.append(pixels.shape[:2])
+        resize(pixels, *rest)
 
-    monkeypatch.setattr(Image.Image, "resize", spy)
+    monkeypatch.setattr(canvas, "resize_bicubic", spy)
     pixels = decode_picture(data, 33, "here", decoder)
     assert sizes == [(64, 64)], "512 / 8, the smallest fraction that is not below 33"
     columns = (np.arange(33) + 0.5) / 33 * 255

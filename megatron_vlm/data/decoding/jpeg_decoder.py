@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PIL import Image
-
 from megatron_vlm.config.pictures import Resize
 from megatron_vlm.data.decoding.canvas import GREY, Canvas, Canvases, Colour, lay
 from megatron_vlm.data.decoding.pillow_decoder import PillowDecoder
 from megatron_vlm.data.decoding.placement import place
-from megatron_vlm.data.encoded_pictures.decoded import set_upright
+from megatron_vlm.data.encoded_pictures.decoded import set_pixels_upright
 from megatron_vlm.data.encoded_pictures.picture_header import MAX_PIXELS, PictureHeader, read_header
 
 #: colours that libjpeg-turbo turns into RGB or grey; those of print are Pillow's
@@ -61,6 +59,5 @@ class JpegDecoder:
             pixels = self._pixels(encoded, colorspace=colours, min_height=height, min_width=width)
         except ValueError:  # damage, and what it only warns of
             return False
-        picture = Image.fromarray(pixels[..., 0] if colours == "GRAY" else pixels)
-        lay(set_upright(picture, header.orientation), placement, self.padding, out)
+        lay(set_pixels_upright(pixels, header.orientation), placement, self.padding, out)
         return True

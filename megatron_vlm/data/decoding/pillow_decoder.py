@@ -49,7 +49,7 @@ class PillowDecoder:
             placement = place(self.resize, (width, height) if orientation >= 5 else (height, width), out.shape[:2])
             if (reduction := placement.reduction) > 1:
                 opened.draft(None, (width // reduction, height // reduction))
-            lay(set_upright(as_rgb(opened), orientation), placement, self.padding, out)
+            lay(np.asarray(set_upright(as_rgb(opened), orientation)), placement, self.padding, out)
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:

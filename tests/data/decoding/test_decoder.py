@@ -83,6 +83,11 @@ def test_simplejpeg_does_decode_what_it_takes(monkeypatch: pytest.MonkeyPatch) -
     assert broken == {}
 
 
+def alike(mine: np.ndarray, pillows: np.ndarray) -> bool:
+    """Pillow may go down before it goes across, and round in between."""
+    return int(np.abs(mine - pillows).max()) <= 2
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("height", "width"), [(40, 100), (100, 40), (64, 64), (33, 31), (20, 10)])
 def test_policies_are_those_of_pillows_own_functions(name: str, height: int, width: int) -> None:
@@ -90,14 +95,13 @@ def test_policies_are_those_of_pillows_own_functions(name: str, height: int, wid
     encoded = encode(photograph(height, width), quality=95)
     whole = Image.open(io.BytesIO(encoded)).convert("RGB")
     size, bicubic = 64, Image.Resampling.BICUBIC
-    cropped = np.asarray(ImageOps.fit(whole, (size, size), bicubic))
-    np.testing.assert_array_equal(decode(name, [encoded], size, "centre_crop")[0][0], cropped)
-    padded = np.asarray(ImageOps.pad(whole, (size, size), bicubic, color=GREY))
+    cropped = np.asarray(ImageOps.fit(whole, (size, size), bicubic), int)
+    assert alike(decode(name, [encoded], size, "centre_crop")[0][0], cropped)
+    padded = np.asarray(ImageOps.pad(whole, (size, size), bicubic, color=GREY), int)
     mine = decode(name, [encoded], size, "letterbox")[0][0]
     shift = np.roll(padded, -1, 0 if width > height else 1)  # an odd rest has no middle
-    assert np.array_equal(mine, padded) or np.array_equal(mine, shift)
-    squashed = np.asarray(whole.resize((size, size), bicubic))
-    np.testing.assert_array_equal(decode(name, [encoded], size, "squash")[0][0], squashed)
+    assert alike(mine, padded) or alike(mine, shift)
+    assert alike(decode(name, [encoded], size, "squash")[0][0], np.asarray(whole.resize((size, size), bicubic), int))
 
 
 @pytest.mark.parametrize("name", NAMES)
