@@ -3,9 +3,10 @@
 Pictures of `--source` pixels a side are squashed to each of `--size`. Timed in turn, in one process and thread, in seconds
 of CPU:
 
-  pillow           the project's decoder without simplejpeg: draft-mode decoding, bicubic with antialiasing
+  pillow           the project's decoder without simplejpeg: draft-mode decoding by Pillow, scaled by `ops.resize`
   simplejpeg       the same by libjpeg-turbo on the bytes where they lie
   dali             NVIDIA DALI on the CPU, where it is installed
+  draft            draft mode, then Pillow's own bicubic
   plain Pillow     `Image.open(...).convert("RGB").resize(..., BICUBIC)`: no draft mode, no look at EXIF
   reducing_gap 2   draft mode, then Pillow's `reducing_gap=2.0`: box-reduced by whole factors, then bicubic
   reduce           draft mode, then `Image.reduce` by the largest whole factor, then bicubic
@@ -56,6 +57,12 @@ def plain(encoded: bytes, size: int) -> np.ndarray:
         return np.asarray(picture.convert("RGB").resize((size, size), BICUBIC))
 
 
+def with_draft(encoded: bytes, size: int) -> np.ndarray:
+    with Image.open(io.BytesIO(encoded)) as picture:
+        picture.draft("RGB", (size, size))
+        return np.asarray(picture.convert("RGB").resize((size, size), BICUBIC))
+
+
 def with_gap(encoded: bytes, size: int) -> np.ndarray:
     with Image.open(io.BytesIO(encoded)) as picture:
         picture.draft("RGB", (size, size))
@@ -86,6 +93,7 @@ def ways(size: int) -> dict[str, Callable[[list[bytes]], list[np.ndarray]]]:
             continue
         found[name] = partial(_decoded, decoder, size)
     others = {
+        "draft": with_draft,
         "plain Pillow": plain,
         "reducing_gap 2": with_gap,
         "reduce": with_reduce,
