@@ -139,7 +139,7 @@ void resize_bicubic(const Resize& job) {
   const std::int64_t begin = down ? lines.first.front() : 0;
   const std::int64_t end = down ? lines.first.back() + lines.count.back() : job.height;
   std::vector<std::uint8_t> scaled;
-  const std::uint8_t* from = job.in + begin * row;
+  const std::uint8_t* from;
   if (across) {
     scaled.resize((end - begin) * row);
     if (job.channels == 3) {
@@ -148,6 +148,8 @@ void resize_bicubic(const Resize& job) {
       scale_across<1>(scaled.data(), job, begin, end);
     }
     from = scaled.data();
+  } else {
+    from = job.in + begin * row;
   }
   for (std::int64_t y = 0; y < job.out_height; ++y) {
     std::uint8_t* to = job.out + y * job.out_stride;
