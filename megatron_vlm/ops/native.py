@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 #: the `INTERFACE` of csrc/module.cpp that this package was written against
-EXPECTED_INTERFACE = 4
+EXPECTED_INTERFACE = 5
 
 Integers = npt.NDArray[np.int64]
 
