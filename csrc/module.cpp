@@ -6,7 +6,7 @@ namespace {
 
 // Raised by one whenever a function's arguments or meaning change; megatron_vlm/ops/native.py holds the number it
 // expects, so that an extension built from older sources is told from a fitting one.
-constexpr int kInterface = 4;
+constexpr int kInterface = 5;
 
 }  // namespace
 
@@ -17,4 +17,5 @@ PYBIND11_MODULE(_native, module) {
   megatron_vlm::bind_fuse(module);
   megatron_vlm::bind_patchify(module);
   megatron_vlm::bind_pack_plan(module);
+  megatron_vlm::bind_resize(module);
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from megatron_vlm.config.pictures import PicturesConfig
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -29,6 +31,7 @@ class DataConfig:
     max_pictures: int | None = None
     #: documents of each validation source that are scored; 0: all
     validation_documents: int = 256
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from megatron_vlm.config.data import TokenCounts
+from megatron_vlm.data.broken_pictures import BrokenPicture
+from megatron_vlm.data.decoding.decoder import Decoder
 from megatron_vlm.data.documents import DocumentSource, Span
 from megatron_vlm.data.pictures import decode_picture
 from megatron_vlm.ops.assemble import (
@@ -45,6 +47,8 @@ class MicroBatch:
     #: lengths of the documents, for the count of operations
     document_lengths: tuple[int, ...]
     pictures: int
+    #: pictures that did not decode and are grey; what becomes of them is decided by all ranks together
+    broken: tuple[BrokenPicture, ...] = ()
 
     def to(self, device: torch.device) -> MicroBatch:
         if device.type == "cpu":
@@ -70,7 +74,13 @@ def make_micro_batch(
     return _as_tensors(batch, pixels, image_tokens, image_size)
 
 
-def _as_tensors(batch: PackedBatch, pixels: Sequence[np.ndarray] | None, image_tokens: int, image_size: int) -> MicroBatch:
+def _as_tensors(
+    batch: PackedBatch,
+    pixels: Sequence[np.ndarray] | None,
+    image_tokens: int,
+    image_size: int,
+    broken: tuple[BrokenPicture, ...] = (),
+) -> MicroBatch:
     stacked, pictures = None, batch.image_rows // image_tokens
     if pixels is not None:
         if len(pixels) != pictures:
@@ -85,6 +95,7 @@ def _as_tensors(batch: PackedBatch, pixels: Sequence[np.ndarray] | None, image_t
         pixels=stacked,
         document_lengths=tuple(np.diff(batch.cu_seqlens).tolist()),
         pictures=pictures,
+        broken=broken,
     )
 
 
@@ -107,20 +118,27 @@ class MicroBatchMaker:
         image_size: int,
         decode_pictures: bool,
         pin_memory: bool = False,
+        decoder: Decoder | None = None,
     ) -> None:
+        """`decoder` is the run's, which makes broken pictures grey and names them in the batch; None: Pillow, squashed, to
+        which they are an error."""
         self.sources, self.sequence_length, self.tokens = tuple(sources), sequence_length, tokens
         self.image_tokens, self.image_size, self.decode_pictures = image_tokens, image_size, decode_pictures
-        self.pin_memory = pin_memory
+        self.pin_memory, self.decoder = pin_memory, decoder
 
     def __call__(self, packs: Sequence[Sequence[Span]]) -> MicroBatch:
         """
         Raises:
-            DataError: a text id that must not be there, or a picture that does not decode, naming the document.
+            DataError: a text id that must not be there, or without a `decoder` a picture that does not decode, naming the
+                document.
         """
         native = native_operators()
         batch, pictures = self._assemble(native, packs) if native else self._assemble_reference(packs)
-        pixels = [self._decode(*place) for place in pictures] if self.decode_pictures else None
-        return _as_tensors(batch, pixels, self.image_tokens, self.image_size)
+        if self.decode_pictures and self.decoder is not None:
+            pixels, broken = self._decode_all(self.decoder, pictures)
+            return _as_tensors(batch, list(pixels), self.image_tokens, self.image_size, broken)
+        decoded = [self._decode(*place) for place in pictures] if self.decode_pictures else None
+        return _as_tensors(batch, decoded, self.image_tokens, self.image_size)
 
     def _assemble(
         self, native: NativeOperators, packs: Sequence[Sequence[Span]]
@@ -165,8 +183,22 @@ class MicroBatchMaker:
         )
         return batch, pictures
 
+    def _decode_all(
+        self, decoder: Decoder, pictures: Sequence[tuple[int, int]]
+    ) -> tuple[npt.NDArray[np.uint8], tuple[BrokenPicture, ...]]:
+        pixels = np.empty((len(pictures), self.image_size, self.image_size, 3), np.uint8)
+        encoded = [self.sources[source].reader.image_bytes(sequence) for source, sequence in pictures]
+        reasons = decoder.decode(encoded, pixels)
+        return pixels, tuple(
+            BrokenPicture(source, self._document(source, sequence), sequence, number, reasons[number])
+            for number, (source, sequence) in enumerate(pictures)
+            if number in reasons
+        )
+
+    def _document(self, source: int, sequence: int) -> int:
+        return int(np.searchsorted(self.sources[source].reader.document_indices, sequence, side="right")) - 1
+
     def _decode(self, source: int, sequence: int) -> npt.NDArray[np.uint8]:
         reader = self.sources[source].reader
-        document = int(np.searchsorted(reader.document_indices, sequence, side="right")) - 1
-        where = f"{reader.prefix}, document {document}"
+        where = f"{reader.prefix}, document {self._document(source, sequence)}"
         return decode_picture(reader.image_bytes(sequence), self.image_size, where)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_vlm.data.decoding.decoder import open_decoder
 from megatron_vlm.data.pictures import decode_picture
 from megatron_vlm.data.quarantine import Rejection
 from megatron_vlm.data.records import Picture, Text
@@ -110,9 +111,11 @@ class NamingTask:
         return Scored(segment, (picture,) if picture is not None else ())
 
     def measure(self, questions: Sequence[Question]) -> Naming:
-        size = self.scorer.config.model.vision.image_size
+        config = self.scorer.config
+        size = config.model.vision.image_size
+        decoder = open_decoder(config.data.pictures, config.model.vision.pixel_mean)
         pictures: list[np.ndarray | None] = [
-            decode_picture(q.image, size, f"naming, {q.key}") if self.scorer.decodes else None for q in questions
+            decode_picture(q.image, size, f"naming, {q.key}", decoder) if self.scorer.decodes else None for q in questions
         ]
         grey = np.full((size, size, 3), 127, np.uint8) if self.scorer.decodes else None
         names = sorted({name for q in questions for name in q.choices})

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 #: the `INTERFACE` of csrc/module.cpp that this package was written against
-EXPECTED_INTERFACE = 4
+EXPECTED_INTERFACE = 5
 
 Integers = npt.NDArray[np.int64]
 
@@ -67,6 +67,8 @@ class NativeOperators(Protocol):
     def fuse_backward_weight(self, *arguments: object) -> None: ...
 
     def patchify(self, *arguments: object) -> None: ...
+
+    def resize_bicubic(self, *arguments: object) -> None: ...
 
     def pack_best_fit(self, lengths: Integers, capacity: int) -> tuple[Integers, int]: ...
 

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from megatron_vlm.config.checks import check
 from megatron_vlm.config.loading import from_map, to_yaml
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.data.broken_pictures import BrokenPicture, log_line, metrics_record
+from megatron_vlm.data.decoding.decoder import decoder_change, open_decoder, with_resolved_decoder
 from megatron_vlm.data.micro_batch import MicroBatch, MicroBatchMaker
 from megatron_vlm.data.opening import open_sources, token_counts
 from megatron_vlm.data.packing import PackPlanner
@@ -25,6 +27,7 @@ from megatron_vlm.parallel import topology as topology_module
 from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.planning.flops import BatchShape, step_flops
 from megatron_vlm.training import checkpoint as checkpoints
+from megatron_vlm.training.broken_pictures import agree_on_broken, without_broken
 from megatron_vlm.training.engine import Engine
 from megatron_vlm.training.learning_rate import learning_rate_law
 from megatron_vlm.training.metrics import MetricsLog, Progress
@@ -52,7 +55,7 @@ class Run:
             ConfigError, DataError, UserError: what cannot run is refused here, before the first step.
         """
         check(config, topology_module.world_size_from_environment())
-        self.config = config
+        self.config = config = with_resolved_decoder(config)
         self.tokenizer = Tokenizer.load(Path(config.data.tokenizer))
         self.tokens = token_counts(self.tokenizer)
         sources = open_sources(config.data.sources, self.tokenizer, config.model.image_tokens)
@@ -60,6 +63,10 @@ class Run:
         self.planner = PackPlanner(sources, config)
         self.topology: Topology = topology_module.initialize(config.parallel, config.schedule.seed)
         self.engine = Engine(config, self.tokens, self.topology)
+        pictures, top = config.data.pictures, self.topology
+        decoder = (
+            open_decoder(pictures, config.model.vision.pixel_mean, gpu=top.device.index) if top.on_first_stage else None
+        )
         self.maker = MicroBatchMaker(
             list(sources.values()),
             config.data.sequence_length,
@@ -68,9 +75,13 @@ class Run:
             config.model.vision.image_size,
             decode_pictures=self.topology.on_first_stage,
             pin_memory=self.topology.device.type == "cuda",
+            decoder=decoder,
         )
         self.validation = Validation(config, self.topology, self.tokens, validation)
         self.rate = learning_rate_law(config)
+        self.prefixes = [str(source.reader.prefix) for source in sources.values()]
+        #: of the coming step, the same on every rank
+        self.broken: tuple[BrokenPicture, ...] = ()
         self.step = 0
         self.last_checkpoint: Path | None = None
         self._vocab = padded_vocab_size(self.tokens.vocab_size, config.model.language.vocab_pad_multiple)
@@ -111,6 +122,8 @@ class Run:
         self._enter_stage()
         checkpoints.load_training(self.engine, self.config, source, run)
         self.say(f"resumed from {source} at step {self.step}")
+        if change := decoder_change(run["config"], self.config.data.pictures):
+            self.say(change)
 
     def _load_place(self, run: dict[str, Any]) -> None:
         """Go on in the data where the checkpoint was, with another curriculum or other sources if they were changed."""
@@ -143,13 +156,24 @@ class Run:
             for pack in packs
         ]
         mine = [packs[number] for number in self._share(shapes)]
-        batches = [self.maker(mine[first : first + micro]).to(self.topology.device) for first in range(0, len(mine), micro)]
+        batches = [self.maker(mine[first : first + micro]) for first in range(0, len(mine), micro)]
+        self.broken = ()
+        if any(shape.pictures for shape in shapes):
+            batches = self._without_broken(batches)
+        batches = [batch.to(self.topology.device) for batch in batches]
         whole = BatchShape(
             sum(shape.positions for shape in shapes),
             tuple(length for shape in shapes for length in shape.document_lengths),
             sum(shape.pictures for shape in shapes),
         )
         return batches, whole
+
+    def _without_broken(self, batches: list[MicroBatch]) -> list[MicroBatch]:
+        """Every rank calls it, with the micro-batches of its data-parallel rank."""
+        config, found = self.config, [batch.broken for batch in batches]
+        agreed = agree_on_broken(found, self.topology.data_rank, None, self.topology.device)
+        self.broken = agreed.all
+        return without_broken(batches, agreed, config.model.image_tokens, config.data.pictures.broken, self.prefixes)
 
     def _share(self, shapes: list[BatchShape]) -> list[int]:
         """The packs of a global batch that this data-parallel rank computes, by number: every rank gets as many, and of
@@ -247,6 +271,10 @@ class Run:
         begun = time.perf_counter()
         batches, shape = self.next_batches()
         waited = time.perf_counter() - begun
+        for broken in self.broken:
+            self.say(log_line(broken, self.prefixes, self.step, config.data.pictures.broken))
+        if log is not None and self.broken:
+            log.write(metrics_record(self.broken, self.prefixes, self.step, config.data.pictures.broken))
         rate = self.rate(self.step)
         result = train_step(self.engine, batches, self.topology, rate, self.step)
         freeze = [name for name in MODULES if name in config.curriculum.stages[self.engine.stage].freeze]
@@ -298,6 +326,7 @@ class Run:
             f"{top.data_size}{', sequence parallel' if parallel.sequence_parallel else ''}; "
             f"parameters of rank 0: {here}",
             f"{config.total_steps} steps of {config.schedule.global_batch_size} x {config.data.sequence_length} positions",
+            f"pictures: {config.data.pictures.resize}, decoded by {config.data.pictures.decoder}",
         ]
         start = 0
         for stage, end in zip(config.curriculum.stages, config.stage_ends(), strict=True):

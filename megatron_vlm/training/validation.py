@@ -6,6 +6,7 @@ import numpy as np
 
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.data.decoding.decoder import open_decoder
 from megatron_vlm.data.documents import DocumentSource
 from megatron_vlm.data.order import epoch_order
 from megatron_vlm.data.pictures import decode_picture
@@ -23,6 +24,7 @@ def held_out_documents(source: DocumentSource, config: RunConfig, limit: int, pi
     known = source.lengths(order)
     capacity = config.data.sequence_length
     scored: list[Scored] = []
+    decoder = open_decoder(config.data.pictures, config.model.vision.pixel_mean) if pictures else None
     for document, whole, shown, end in zip(
         *(column.tolist() for column in (order, known.positions, known.pictures, known.picture_end)), strict=True
     ):
@@ -32,7 +34,8 @@ def held_out_documents(source: DocumentSource, config: RunConfig, limit: int, pi
             segment, sequences = source.segment(document, start, min(capacity, whole - start))
             where = f"{source.reader.prefix}, document {document}"
             size = config.model.vision.image_size
-            found = tuple(decode_picture(source.reader.image_bytes(s), size, where) for s in sequences if pictures)
+            encoded = [source.reader.image_bytes(sequence) for sequence in sequences if pictures]
+            found = tuple(decode_picture(data, size, where, decoder) for data in encoded)
             scored.append(Scored(segment, found))
     return scored
 

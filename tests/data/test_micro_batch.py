@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 from megatron_vlm.config.data import TokenCounts
+from megatron_vlm.config.pictures import PicturesConfig
 from megatron_vlm.data import micro_batch
+from megatron_vlm.data.decoding.decoder import open_decoder
 from megatron_vlm.data.documents import DocumentSource, Span
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.indexed_writer import IndexedWriter
@@ -112,6 +114,22 @@ def test_ranks_without_an_encoder_know_the_slots_and_read_no_picture(sources: li
     assert batch(sources, decode=False, packs=damaged).pictures == 1
     with pytest.raises(DataError, match=r"captions, document 2: the picture does not decode"):
         batch(sources, packs=damaged)
+
+
+def test_with_a_decoder_broken_pictures_are_grey_and_named(sources: list[DocumentSource]) -> None:
+    decoder = open_decoder(PicturesConfig())
+    packs = [[Span(1, 0, 0, 5), Span(1, 2, 0, 3)], [Span(1, 1, 0, 8)]]
+    made = MicroBatchMaker(sources, LENGTH, TOKENS, IMAGE_TOKENS, SIZE, True, decoder=decoder)(packs)
+    (broken,) = made.broken
+    assert (broken.source, broken.document, broken.picture) == (1, 2, 1)
+    assert sources[1].reader.image_bytes(broken.sequence) == b"damaged"
+    assert broken.reason
+    assert made.pixels is not None
+    assert made.pixels[:, 0, 0].tolist() == [[10, 0, 245], [128, 128, 128], [20, 0, 235], [30, 0, 225]]
+    assert batch(sources, decode=False, packs=packs).broken == ()
+    whole = MicroBatchMaker(sources, LENGTH, TOKENS, IMAGE_TOKENS, SIZE, True, decoder=decoder)(PACKS)
+    assert whole.broken == ()
+    assert torch.equal(whole.pixels, batch(sources).pixels)  # type: ignore[arg-type]
 
 
 def test_text_beside_captions_is_labelled_text(sources: list[DocumentSource]) -> None:

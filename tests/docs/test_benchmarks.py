@@ -16,6 +16,7 @@ SMALL = {
     "bench_assemble": ["--packs", "2", "--sequence-length", "256", "--runs", "1"],
     "bench_fusion": ["--batch", "1", "--sequence-length", "1024", "--hidden", "64", "--vocab", "500", "--runs", "1"],
     "bench_patchify": ["--pictures", "2", "--runs", "1", "--without-compile"],
+    "bench_pictures": ["--pictures", "2", "--source", "64", "--size", "32", "--runs", "1"],
     "bench_preprocess": [
         *("--megabytes", "0.2", "--slow-megabytes", "0.1", "--pairs", "64", "--vocabulary", "600", "--runs", "1"),
     ],

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from megatron_vlm.data.encoded_pictures.unusable import UnusablePicture, undecodable
 from megatron_vlm.data.quarantine import Reason
@@ -80,6 +81,17 @@ def set_upright(picture: Image.Image, orientation: int) -> Image.Image:
     from PIL import Image
 
     return picture.transpose(Image.Transpose[UPRIGHT[orientation]]) if orientation in UPRIGHT else picture
+
+
+def set_pixels_upright(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
+    """`set_upright` for uint8 `[height, width, channels]`; contiguous."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def lay_on_white(picture: Image.Image) -> Image.Image:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, TypeAlias
 
 from megatron_vlm.data.encoded_pictures.exif_orientation import read_orientation
-from megatron_vlm.data.encoded_pictures.unusable import undecodable
+from megatron_vlm.data.encoded_pictures.unusable import UnusablePicture, undecodable
 
 SOI, EOI, SOS, COM = 0xD8, 0xD9, 0xDA, 0xFE
 APP0, APP1, APP2, APP14, APP15 = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF
@@ -106,6 +106,20 @@ def read_frame(encoded: bytes) -> Frame:
         elif marker in OTHER_FRAMES:
             raise undecodable(f"a JPEG file of a kind that is not read: frame {marker:#04x} (hierarchical or lossless)")
     raise undecodable("a JPEG file without a frame header before its first scan")
+
+
+def colour_components(encoded: bytes) -> int:
+    """1 for grey, 3 for colours, 4 for those of print; 0 where there is no frame header before the first scan. Never
+    raises."""
+    try:
+        for marker, start, stop in segments(encoded):
+            if marker in FRAMES and stop - start >= 10:
+                return encoded[start + 9]
+            if marker == SOS:
+                break
+    except UnusablePicture:
+        pass
+    return 0
 
 
 def _read_size(encoded: bytes, start: int, stop: int) -> tuple[int, int]:
