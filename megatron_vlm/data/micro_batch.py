@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,8 @@ class MicroBatch:
     pictures: int
     #: pictures that did not decode and are grey; what becomes of them is decided by all ranks together
     broken: tuple[BrokenPicture, ...] = ()
+    #: n x n rows of a picture are averaged into one
+    image_pool: int = 1
 
     def to(self, device: torch.device) -> MicroBatch:
         if device.type == "cpu":
@@ -87,7 +90,7 @@ def _as_tensors(
             raise ValueError(f"{len(pixels)} pictures for the {batch.image_rows} placeholders of {pictures}")
         shape = (0, image_size, image_size, 3)
         stacked = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(shape, dtype=torch.uint8)
-    rows = {name: torch.from_numpy(getattr(batch, name)).unsqueeze(0) for name in BatchBuffers.dtypes()}
+    rows: dict[str, Any] = {name: torch.from_numpy(getattr(batch, name)).unsqueeze(0) for name in BatchBuffers.dtypes()}
     return MicroBatch(
         **rows,
         cu_seqlens=torch.from_numpy(batch.cu_seqlens),

@@ -51,11 +51,15 @@ class VisionEncoder(MegatronModule):
     def forward(self, pixels: Tensor) -> Tensor:
         """
         Args:
-            pixels: uint8 `[pictures, image_size, image_size, 3]`.
+            pixels: uint8 `[pictures, height, width, 3]`. Where that is not the encoder's own image_size, its learnt
+                positions are interpolated (bicubic, as the families' `interpolate_pos_encoding` in transformers).
 
         Returns:
             features `[pictures, patches, hidden_size]` in the parameters' dtype, patches in blocks of `group` x `group`: in
             reading order for a group of 1.
+
+        Raises:
+            ValueError: the grid of patches is no multiple of `group`.
         """
         vision = self.vision
         patches, places = patchify_squares(
@@ -64,7 +68,10 @@ class VisionEncoder(MegatronModule):
         x = self.patch_embedding(patches)
         positions = self.position_embeddings.weight
         has_class = self.class_token is not None
-        if self.group == 1:
+        rows, columns = (side // vision.patch_size for side in pixels.shape[1:3])
+        if (rows, columns) != (vision.grid, vision.grid):
+            x = x + self._interpolated(rows, columns)[places[:, 0] * columns + places[:, 1]]
+        elif self.group == 1:
             x = x + positions[int(has_class) :]
         else:
             x = x + self.position_embeddings(places[:, 0] * vision.grid + places[:, 1] + int(has_class))
@@ -78,3 +85,16 @@ class VisionEncoder(MegatronModule):
             x = self.pre_norm(x)
         x = self.decoder(hidden_states=x.transpose(0, 1).contiguous(), attention_mask=None)  # [s, pictures, h]
         return x[self.vision.prefix_tokens :].transpose(0, 1)
+
+    def _interpolated(self, rows: int, columns: int) -> Tensor:
+        """The learnt positions of patches on another grid, `[rows * columns, hidden]` in reading order."""
+        grid, weight = self.vision.grid, self.position_embeddings.weight
+        table = weight[weight.size(0) - grid * grid :].view(1, grid, grid, -1).permute(0, 3, 1, 2)
+        other = torch.nn.functional.interpolate(
+            table.float(),
+            size=(rows, columns),
+            mode="bicubic",
+            align_corners=False,
+            antialias=self.vision.register_tokens > 0,  # as DINOv2 with registers was trained, and no other
+        )
+        return other.permute(0, 2, 3, 1).reshape(rows * columns, -1).to(weight.dtype)

@@ -11,7 +11,7 @@ from torch import Tensor
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.models.language import LanguageModel, padded_vocab_size
-from megatron_vlm.models.projector import Projector
+from megatron_vlm.models.projector import Projector, pooled
 from megatron_vlm.models.specs import choose_layer_spec, language_block_spec
 from megatron_vlm.models.transformer_configs import language_config, projector_config, vision_config
 from megatron_vlm.models.vision import VisionEncoder
@@ -59,7 +59,7 @@ class VisionLanguageModel(MegatronModule):
             config=transformer,
             transformer_layer_spec=language_block_spec(model.language, transformer, spec, vp_stage),
             vocab_size=padded_vocab_size(tokens.vocab_size, model.language.vocab_pad_multiple),
-            max_sequence_length=config.data.sequence_length,
+            max_sequence_length=max((s.shape.sequence_length for s in config.segments), default=config.data.sequence_length),
             pre_process=pre_process,
             post_process=post_process,
             share_embeddings_and_output_weights=self.share_embeddings_and_output_weights,
@@ -90,8 +90,11 @@ class VisionLanguageModel(MegatronModule):
     def shared_embedding_or_output_weight(self) -> Tensor:
         return self.language_model.shared_embedding_or_output_weight()
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """uint8 `[pictures, size, size, 3]` -> rows `[pictures * image_tokens, hidden]`."""
+    def encode_images(self, pixels: Tensor, image_pool: int = 1) -> Tensor:
+        """uint8 `[pictures, height, width, 3]` -> rows `[pictures * image_tokens, hidden]`.
+
+        `image_pool` n averages n x n neighbouring rows into one, after the projector.
+        """
         assert self.vision is not None
         assert self.projector is not None
         if any(p.requires_grad for p in self.vision.parameters()):
@@ -99,12 +102,16 @@ class VisionLanguageModel(MegatronModule):
         else:
             with torch.no_grad():  # a frozen encoder keeps no graph
                 features = self.vision(pixels)
-        return self.projector(features)
+        rows: Tensor = self.projector(features)
+        if image_pool == 1:
+            return rows
+        fold = self.vision.vision.patch_size * self.vision.group
+        return pooled(rows, pixels.size(1) // fold, pixels.size(2) // fold, image_pool)
 
-    def _decoder_input(self, tokens: Tensor, pixels: Tensor | None, row_index: Tensor) -> Tensor:
+    def _decoder_input(self, tokens: Tensor, pixels: Tensor | None, row_index: Tensor, image_pool: int) -> Tensor:
         rows = None
         if pixels is not None and pixels.size(0) > 0:
-            rows = self.encode_images(pixels).to(self.language_model.embedding.word_embeddings.weight.dtype)
+            rows = self.encode_images(pixels, image_pool).to(self.language_model.embedding.word_embeddings.weight.dtype)
         x: Tensor = self.language_model.embed(tokens, rows, row_index)
         if rows is None and self._zero_gradients_for_absent_pictures and self.training and torch.is_grad_enabled():
             assert self.vision is not None
@@ -122,6 +129,7 @@ class VisionLanguageModel(MegatronModule):
         labels: Tensor | None = None,
         pixels: Tensor | None = None,
         row_index: Tensor | None = None,
+        image_pool: int = 1,
     ) -> Tensor:
         """One micro-batch: a row of packed documents.
 
@@ -130,9 +138,10 @@ class VisionLanguageModel(MegatronModule):
             position_ids: int64 `[1, t]`, restarted a document.
             packed_seq_params: document borders (`packed_row`).
             labels: int64 `[1, t]`, or None for logits.
-            pixels: uint8 `[pictures, size, size, 3]`; used on the first stage only.
+            pixels: uint8 `[pictures, height, width, 3]`; used on the first stage only.
             row_index: int32 `[1, t]`, which row of the pictures stands at a position, -1 for words; needed on the first
                 stage.
+            image_pool: neighbouring rows of a picture that are averaged, along each side.
 
         Returns:
             On the last stage the loss of each position `[1, t]`, or logits `[1, t, vocab / tp]` without labels; before it
@@ -144,7 +153,7 @@ class VisionLanguageModel(MegatronModule):
         decoder_input = None
         if self.pre_process:
             assert row_index is not None
-            decoder_input = self._decoder_input(tokens, pixels, row_index)
+            decoder_input = self._decoder_input(tokens, pixels, row_index, image_pool)
         return self.language_model(
             input_ids=tokens,
             position_ids=position_ids,

@@ -9,18 +9,20 @@ Recomputation is not counted (model FLOPs, not hardware FLOPs).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_vlm.config.model import ModelConfig
 
 
 @dataclass(frozen=True)
 class BatchShape:
-    """What a step's cost depends on: positions (padding included), documents' lengths, pictures."""
+    """What a step's cost depends on: positions (padding included), documents' lengths, pictures and their side in pixels
+    (None: the encoder's own)."""
 
     positions: int
     document_lengths: tuple[int, ...]
     pictures: int
+    image_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ def _language(model: ModelConfig, vocab_size: int, positions: int, lengths: Iter
     return _Forward(0, language.num_layers * (qkv + out + mlp) + output, language.num_layers * attention)
 
 
-def _vision(model: ModelConfig, pictures: int) -> _Forward:
-    vision = model.vision
+def _vision(model: ModelConfig, pictures: int, image_size: int | None = None) -> _Forward:
+    vision = model.vision if image_size is None else replace(model.vision, image_size=image_size)
     tokens = vision.patches + vision.prefix_tokens
     hidden, width = vision.hidden_size, vision.ffn_width
     patches = 2 * vision.patches * 3 * vision.patch_size**2 * hidden
@@ -75,7 +77,7 @@ def _vision(model: ModelConfig, pictures: int) -> _Forward:
     return _Forward(pictures * patches, layers * matrices, layers * 4 * tokens * tokens * hidden)
 
 
-def _projector(model: ModelConfig, pictures: int) -> _Forward:
+def _projector(model: ModelConfig, pictures: int, image_size: int | None = None) -> _Forward:
     projector = model.projector
     size = model.vision.hidden_size * projector.pixel_shuffle**2
     out = model.language.hidden_size
@@ -85,7 +87,7 @@ def _projector(model: ModelConfig, pictures: int) -> _Forward:
         "mlp2": (size * width, width * out),
         "mlp3": (size * width, width**2 + width * out),
     }[projector.kind]
-    rows = pictures * model.image_tokens
+    rows = pictures * model.image_tokens_at(image_size)  # pooling is done behind it
     return _Forward(2 * rows * first, 2 * rows * rest, 0)
 
 
@@ -115,6 +117,6 @@ def step_flops(model: ModelConfig, vocab_size: int, batch: BatchShape, frozen: I
     language = _language(model, vocab_size, batch.positions, batch.document_lengths)
     return (
         language.with_backward("language" not in frozen, vision_learns or projector_learns)
-        + _projector(model, batch.pictures).with_backward(projector_learns, vision_learns)
-        + _vision(model, batch.pictures).with_backward(vision_learns, False)
+        + _projector(model, batch.pictures, batch.image_size).with_backward(projector_learns, vision_learns)
+        + _vision(model, batch.pictures, batch.image_size).with_backward(vision_learns, False)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +21,8 @@ from megatron_vlm.training.engine import Engine, unwrap
 
 #: the modalities of the losses that are reported
 MODALITIES = {"text": MODALITY_TEXT, "caption": MODALITY_CAPTION}
+#: the largest weight of a loss: small enough that the sum over a batch of 8 million tokens is an int32
+WEIGHT_UNIT = 256
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,35 @@ def forward_row(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
         labels=batch.labels if core.post_process else None,
         pixels=batch.pixels if core.pre_process else None,
         row_index=batch.row_index if core.pre_process else None,
+        image_pool=batch.image_pool,
     )
 
 
-def _loss(batch: MicroBatch, model: torch.nn.Module, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Sum of the token losses, their number, and the sums by modality: [sum, count] each, then the z-loss."""
+def whole_weights(weights: Mapping[str, float]) -> dict[str, int] | None:
+    """Weights of the modalities' losses as whole numbers of at most WEIGHT_UNIT, or None where all are alike.
+
+    megatron-core divides by a count of tokens that is an integer: so the loss of a step is sum(w * l) / sum(w) over its
+    tokens, with integers for both. Only the weights' ratios matter, and the gradient stays as large as without weights.
+    """
+    chosen = {name: weights.get(name, 1.0) for name in MODALITIES}
+    most = max(chosen.values())
+    if most <= 0 or all(weight == most for weight in chosen.values()):
+        return None
+    return {name: round(weight / most * WEIGHT_UNIT) for name, weight in chosen.items()}
+
+
+def _loss(
+    batch: MicroBatch, model: torch.nn.Module, weights: Mapping[str, int] | None, losses: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Sum of the weighted token losses, that of their weights, and by modality [sum, count] unweighted, then the z-loss."""
     mask = batch.loss_mask
-    total = (losses * mask).sum()
+    weighted = mask
+    if weights is not None:
+        table = mask.new_ones(max(MODALITIES.values()) + 1)
+        for name, weight in weights.items():
+            table[MODALITIES[name]] = weight
+        weighted = mask * table[batch.label_modality.long()]
+    total = (losses * weighted).sum()
     with torch.no_grad():
         z = unwrap(model).language_model.last_z_loss
         plain = losses.detach() if z is None else losses.detach() - z
@@ -62,12 +86,14 @@ def _loss(batch: MicroBatch, model: torch.nn.Module, losses: Tensor) -> tuple[Te
         sums.append(torch.zeros_like(total) if z is None else (z * mask).sum())
         report = torch.stack(sums)
     # the schedule divides the loss in place; the report holds no view of it
-    return total, mask.sum().to(torch.int), {"sums": report}
+    return total, weighted.sum().to(torch.int), {"sums": report}
 
 
-def _forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
+def _forward_step(
+    weights: Mapping[str, int] | None, batches: Iterator[MicroBatch], model: torch.nn.Module
+) -> tuple[Tensor, Any]:
     batch = next(batches)
-    return forward_row(model, batch), partial(_loss, batch, model)
+    return forward_row(model, batch), partial(_loss, batch, model, weights)
 
 
 def train_step(
@@ -81,10 +107,11 @@ def train_step(
     engine.zero_grad()
     for chunk in engine.ddp:
         chunk.train()
+    weights = whole_weights(engine.config.curriculum.stages[engine.stage].loss_weights)
     chunks = engine.ddp
     iterators: Any = [iter(batches) for _ in chunks]
     reports = get_forward_backward_func()(
-        forward_step_func=_forward_step,
+        forward_step_func=partial(_forward_step, weights),
         data_iterator=iterators if len(chunks) > 1 else iterators[0],
         model=chunks if len(chunks) > 1 else chunks[0],
         num_microbatches=len(batches),

@@ -14,6 +14,10 @@ SHAPE = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_attention_he
 HEADS, HEAD_SIZE = 4, 8
 
 
+def _other_size(pixels: Tensor) -> bool:
+    return pixels.size(-1) != SHAPE["image_size"]
+
+
 def _interleaved(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """megatron-core keeps the rows of a head together: q, k and v of the first head, then of the second."""
     return torch.cat([t.view(HEADS, HEAD_SIZE, -1) for t in (query, key, value)], dim=1).flatten(0, 1).squeeze(-1)
@@ -62,7 +66,7 @@ def siglip(pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         decoder__final_layernorm__weight=model.post_layernorm.weight,
         decoder__final_layernorm__bias=model.post_layernorm.bias,
     )
-    return weights, model(pixel_values=pixels).last_hidden_state
+    return weights, model(pixel_values=pixels, interpolate_pos_encoding=_other_size(pixels)).last_hidden_state
 
 
 def clip(pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -79,7 +83,8 @@ def clip(pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         pre_norm__weight=model.pre_layrnorm.weight,
         pre_norm__bias=model.pre_layrnorm.bias,
     )
-    return weights, model(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    outputs = model(pixel_values=pixels, output_hidden_states=True, interpolate_pos_encoding=_other_size(pixels))
+    return weights, outputs.hidden_states[-2][:, 1:]
 
 
 def dinov2(pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:

@@ -52,14 +52,14 @@ def _encoder(name: str, parallel: ParallelConfig | None = None, group: int = 1) 
     return encoder
 
 
-def _pictures(count: int) -> torch.Tensor:
+def _pictures(count: int, size: int = 32) -> torch.Tensor:
     generator = torch.Generator().manual_seed(4)
-    return torch.randint(0, 256, (count, 32, 32, 3), generator=generator, dtype=torch.uint8)
+    return torch.randint(0, 256, (count, size, size, 3), generator=generator, dtype=torch.uint8)
 
 
 @torch.no_grad()
-def _against_the_original(name: str) -> tuple[list[str], float, float]:
-    encoder, pictures = _encoder(name), _pictures(3)
+def _against_the_original(name: str, size: int) -> tuple[list[str], float, float]:
+    encoder, pictures = _encoder(name), _pictures(3, size)
     mean, std = (torch.tensor(v) for v in (encoder.vision.pixel_mean, encoder.vision.pixel_std))
     scaled = ((pictures / 255.0 - mean) / std).permute(0, 3, 1, 2)
     weights, expected = getattr(families, name)(scaled)
@@ -67,15 +67,50 @@ def _against_the_original(name: str) -> tuple[list[str], float, float]:
     for parameter, value in ((own.pop(key), value) for key, value in weights.items()):
         parameter.copy_(value)
     features = encoder(pictures)
-    assert features.shape == (3, 16, 32)
+    assert features.shape == (3, (size // 8) ** 2, 32)
     return list(own), float((features - expected).abs().max()), float(expected.abs().max())
 
 
+@pytest.mark.parametrize("size", [32, 48, 16])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_features_are_those_of_the_original(name: str) -> None:
-    forgotten, difference, size = run_ranks(1, _against_the_original, name)[0]
+def test_features_are_those_of_the_original(name: str, size: int) -> None:
+    """At the encoder's own resolution, and at others by interpolated positions."""
+    forgotten, difference, largest = run_ranks(1, _against_the_original, name, size)[0]
     assert forgotten == []
-    assert difference < 2e-6 * size
+    assert difference < 2e-6 * largest
+
+
+@torch.no_grad()
+def _by_blocks(name: str) -> float:
+    pictures = _pictures(2, 48)
+    plain, blocks = _encoder(name), _encoder(name, group=3)
+    _, places = patchify_squares(pictures, 8, (0.5,) * 3, (0.5,) * 3, torch.float32, 3)
+    order = places[:, 0] * 6 + places[:, 1]
+    return float((plain(pictures)[:, order] - blocks(pictures)).abs().max())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_blocks_of_another_resolution_have_the_positions_of_their_places(name: str) -> None:
+    assert run_ranks(1, _by_blocks, name)[0] < 1e-5
+
+
+def _learns_at_another_resolution(name: str) -> tuple[bool, str]:
+    encoder = _encoder(name, group=2)
+    encoder(_pictures(2, 48)).square().sum().backward()
+    gradient = encoder.position_embeddings.weight.grad
+    assert gradient is not None
+    try:
+        encoder(_pictures(1, 24))
+    except ValueError as error:
+        return bool((gradient.abs().sum(dim=1) > 0).all()), str(error)
+    return False, ""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_positions_learn_through_the_interpolation(name: str) -> None:
+    learns, refused = run_ranks(1, _learns_at_another_resolution, name)[0]
+    assert learns
+    assert refused == "picture 0: its 3 x 3 patches do not divide into groups of 2 x 2"
 
 
 @torch.no_grad()
