@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import threading
 from collections.abc import Iterator
@@ -114,6 +113,8 @@ def set_threads(threads: int) -> None:
 
 def begin(job: WorkerJob, progress: Any, threads: int) -> None:
     """Set a process up."""
+    import multiprocessing
+
     global _worker
     set_threads(threads)
     parent = multiprocessing.parent_process()
