@@ -15,7 +15,7 @@ from megatron_vlm.data.building.options import BuildOptions
 from megatron_vlm.data.building.part import PartCounts, PartWriter
 from megatron_vlm.data.building.prepared import Preparer
 from megatron_vlm.data.quarantine import Rejection
-from megatron_vlm.data.records import Picture, Record, Source, Unit
+from megatron_vlm.data.records import Record, Source, Text, Unit
 from megatron_vlm.data.tokenizer import Tokenizer
 from megatron_vlm.errors import DataError
 
@@ -87,7 +87,7 @@ def batches(records: Iterator[Record | Rejection]) -> Iterator[list[Record | Rej
 def _size(record: Record) -> int:
     size = 0
     for part in record.documents[0]:
-        size += len(part.encoded) if isinstance(part, Picture) else len(part.text)
+        size += len(part.text) if isinstance(part, Text) else len(part.encoded)
     return size
 
 

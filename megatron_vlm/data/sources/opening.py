@@ -167,11 +167,8 @@ def go_to(stream: io.BufferedReader, offset: int) -> None:
 
 def file_sha256(url: str | Path) -> str:
     """sha256 of a file's bytes as they are stored, in hex."""
-    digest = hashlib.sha256()
-    with open_input(str(url)) as stream:
-        while block := stream.read(BUFFER_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+    with _open_raw(str(url)) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class _LocalFile(io.FileIO):

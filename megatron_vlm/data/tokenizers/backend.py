@@ -123,6 +123,8 @@ def flatten(arrays: Sequence[Any]) -> FlatIds:
     """One array or list of ids a text, put one after another."""
     offsets = np.zeros(len(arrays) + 1, np.int64)
     np.cumsum([len(a) for a in arrays], out=offsets[1:])
+    if isinstance(arrays[0], np.ndarray):
+        return np.concatenate(arrays, dtype=np.uint32, casting="unsafe"), offsets
     flat = np.empty(int(offsets[-1]), np.uint32)
     for array, start, end in zip(arrays, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         flat[start:end] = array

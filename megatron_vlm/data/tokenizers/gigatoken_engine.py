@@ -23,8 +23,8 @@ class GigatokenEngine:
 
     def encode_flat(self, texts: Sequence[str], parallel: bool) -> FlatIds:
         if not parallel:
-            # Text by text, each array made in Rust: gigatoken's batches are awkward arrays, and to import their library takes
-            # longer than to encode some ten megabytes.
+            # Text by text, each array made in Rust: gigatoken's batches are awkward arrays, and to import their library
+            # takes longer than to encode some ten megabytes.
             return flatten([self._tokenizer.encode(text) for text in texts])
         layout = self._tokenizer.encode_batch(list(texts), parallel=parallel).layout
         offsets = np.asarray(layout.offsets.data, np.int64)

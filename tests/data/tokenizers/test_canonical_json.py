@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from megatron_vlm.data.tokenizers.canonical_json import _written_quickly, canonical_json
 
-text = st.text(max_size=8) | st.sampled_from(['"', "\\", '\\"', "\\\\u00e9", "\x7f", "\0", "\x1f", "é\\", "\\é", "🙂", "/", "\u2028"])
+ODD = ['"', "\\", '\\"', "\\\\u00e9", "\x7f", "\0", "\x1f", "é\\", "\\é", "🙂", "/", "\u2028"]
+text = st.text(max_size=8) | st.sampled_from(ODD)
 scalar = st.none() | st.booleans() | text | st.integers() | st.floats(allow_nan=True)
 anything = st.recursive(scalar, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3))
 whole = st.integers(0, 2**63 - 1)
@@ -34,9 +35,10 @@ def test_it_is_what_python_writes(value: Any, ascii_only: bool, indent: int | No
     assert canonical_json(written) == by_python(written)
 
 
-@given(st.dictionaries(text, whole, max_size=5), st.lists(text, max_size=4) | st.lists(st.lists(text, max_size=2), max_size=4))
+@given(st.dictionaries(text, whole), st.lists(text) | st.lists(st.lists(text, min_size=2, max_size=2)))
 def test_an_ordinary_tokenizer_takes_the_quick_way(words: dict[str, int], pairs: list[Any]) -> None:
-    value = {"version": "1.0", "model": {"type": "BPE", "vocab": words, "merges": pairs, "dropout": None}, "padding": [1, "é"]}
+    model = {"type": "BPE", "vocab": words, "merges": pairs, "dropout": None}
+    value = {"version": "1.0", "model": model, "padding": [1, "é"]}
     assert _written_quickly(value) == by_python(json.dumps(value))
 
 
@@ -51,5 +53,5 @@ def test_numbers_that_libraries_write_differently(number: str) -> None:
 
 
 def test_what_is_no_json_is_refused() -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(json.JSONDecodeError):
         canonical_json('{"model": ')
