@@ -148,7 +148,7 @@ def _do_units(
     worthwhile = -(-sum(unit.size for _, _, unit in todo) // PROCESS_BYTES)
     processes = max(1, min(workers, len(todo), worthwhile))
     threads = max(1, workers // processes)
-    about = worker.WorkerJob(folder, job.tokenizer, job.options, job.dtype.str, parallel=threads > 1)
+    about = worker.WorkerJob(folder, job.tokenizer, job.options, job.dtype.str, threads > 1, len(units) == 1)
     if processes == 1:
         worker.set_threads(threads)
         own = worker.Worker(about, progress.shared)

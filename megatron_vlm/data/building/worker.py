@@ -33,6 +33,7 @@ class WorkerJob:
     options: BuildOptions
     dtype: str
     parallel: bool  # whether a process may encode on several threads
+    only: bool = False  # whether there is one unit, whose part is the dataset
 
 
 class Worker:
@@ -48,7 +49,7 @@ class Worker:
 
         Raises DataError for the first record that cannot be used where that is asked for.
         """
-        part = PartWriter(self.job.folder, number)
+        part = PartWriter(self.job.folder, number, self.job.only)
         try:
             read = 0
             for records in batches(source.read(unit)):
