@@ -17,6 +17,7 @@ Exit codes: 0 done; 2 wrong arguments or input; 3 done, and more than --max-lost
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -186,6 +187,7 @@ def run(args: argparse.Namespace) -> int:
         "workers": args.workers,
         "show_progress": True,
     }
+    gc.set_threshold(100_000)  # a tokenizer is some hundred thousand objects, and records come by the million: all in use
     tokenizer = Tokenizer.load(args.tokenizer, backend=args.tokenizer_backend)
     inputs: Sequence[str] = args.input
     if args.kind == "text":

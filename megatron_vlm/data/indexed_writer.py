@@ -66,7 +66,7 @@ class IndexedWriter:
         self.sequences = self.documents = self.bytes = 0
         refuse_foreign_metadata(self._paths.metadata)
         self._paths.data.parent.mkdir(parents=True, exist_ok=True)
-        self._data = HashedFile(atomic_file.partial_path(self._paths.data))
+        self._data = HashedFile(atomic_file.partial_path(self._paths.data), flush_early=True)
         column = self._paths.index.with_name
         name = self._paths.index.name
         self._lengths = DiskColumn(column(f"{name}.lengths.partial"), "<i4")

@@ -6,14 +6,12 @@ import errno
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
@@ -150,7 +148,7 @@ def _do_units(
     worthwhile = -(-sum(unit.size for _, _, unit in todo) // PROCESS_BYTES)
     processes = max(1, min(workers, len(todo), worthwhile))
     threads = max(1, workers // processes)
-    about = worker.WorkerJob(folder, job.tokenizer, job.options, job.dtype.str, parallel=threads > 1)
+    about = worker.WorkerJob(folder, job.tokenizer, job.options, job.dtype.str, threads > 1, len(units) == 1)
     if processes == 1:
         worker.set_threads(threads)
         own = worker.Worker(about, progress.shared)
@@ -175,6 +173,9 @@ def _in_processes(
     threads: int,
     progress: Progress,
 ) -> dict[str, str]:
+    import multiprocessing  # here, as one process does without them, and starts a little sooner
+    from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+
     # Forked, they have the tokenizer open at once; it starts no thread here. Where there are threads already, which a fork
     # does not survive, each starts anew.
     about.tokenizer.flat_backend  # noqa: B018  opened here, once

@@ -60,10 +60,11 @@ class PartWriter:
     """Writes a part aside and names it by `commit`; `discard` leaves nothing. Files are named for the process: a worker that
     outlived its run cannot meddle with another's."""
 
-    def __init__(self, folder: Path, unit: int) -> None:
+    def __init__(self, folder: Path, unit: int, only: bool = False) -> None:
+        """`only`: it is to become the dataset, as no other is made."""
         self._base = folder / f"{unit:08d}"
         self._suffix = f".{os.getpid()}.partial"
-        self._data = HashedFile(self._aside(".bin"))
+        self._data = HashedFile(self._aside(".bin"), flush_early=only)
         self._columns = {
             name: DiskColumn(folder / f"{unit:08d}.{name}{self._suffix}", dtype) for name, (dtype, _) in COLUMNS.items()
         }

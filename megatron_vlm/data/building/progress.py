@@ -22,14 +22,10 @@ class Progress:
     """
 
     def __init__(self, total: int, show: bool) -> None:
-        from tqdm import tqdm
-
-        tqdm.monitor_interval = 0  # its thread would forbid a fork
         self.shared: Any = LocalCounter()
         self._show, self._bar_on = show, show and sys.stderr.isatty()
-        self._tqdm = tqdm
         self._total = total
-        self._bar: Any = tqdm(total=total, unit="B", unit_scale=True, disable=not self._bar_on, dynamic_ncols=True)
+        self._bar = self._new_bar(total)
         self._start = self._said = time.monotonic()
         self._before = (0, 0, 0)
 
@@ -40,7 +36,8 @@ class Progress:
     def already(self, size: int, documents: int, tokens: int) -> None:
         """What an earlier run has done: part of the whole, but not of the rate."""
         self._before = (self._before[0] + size, self._before[1] + documents, self._before[2] + tokens)
-        self._bar.initial = self._bar.n = self._before[0]
+        if self._bar is not None:
+            self._bar.initial = self._bar.n = self._before[0]
 
     def draw(self) -> None:
         now = time.monotonic()
@@ -50,7 +47,7 @@ class Progress:
         seconds = max(now - self._start, 1e-3)
         rates = f"{documents / seconds:,.0f} documents/s, {tokens / seconds:,.0f} tokens/s"
         done = self._before[0] + size
-        if self._bar_on:
+        if self._bar is not None:
             self._bar.set_postfix_str(rates, refresh=False)
             self._bar.update(max(done - self._bar.n, 0))
             return
@@ -80,16 +77,28 @@ class Progress:
     def writing(self, total: int) -> None:
         """The parts are made; `total` bytes are to be put together."""
         self.draw()
-        self._bar.close()
-        self._bar = self._tqdm(
-            total=total, unit="B", unit_scale=True, disable=not self._bar_on, dynamic_ncols=True, desc="writing"
-        )
+        self._close()
+        self._bar = self._new_bar(total, desc="writing")
 
     def wrote(self, size: int) -> None:
-        self._bar.update(size)
+        if self._bar is not None:
+            self._bar.update(size)
+
+    def _new_bar(self, total: int, **more: Any) -> Any:
+        """A bar, or None where none is to be seen."""
+        if not self._bar_on:
+            return None
+        from tqdm import tqdm
+
+        tqdm.monitor_interval = 0  # its thread would forbid a fork
+        return tqdm(total=total, unit="B", unit_scale=True, dynamic_ncols=True, **more)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        self._close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import threading
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from megatron_vlm.data.building.options import BuildOptions
 from megatron_vlm.data.building.part import PartCounts, PartWriter
 from megatron_vlm.data.building.prepared import Preparer
 from megatron_vlm.data.quarantine import Rejection
-from megatron_vlm.data.records import Picture, Record, Source, Unit
+from megatron_vlm.data.records import Record, Source, Text, Unit
 from megatron_vlm.data.tokenizer import Tokenizer
 from megatron_vlm.errors import DataError
 
@@ -34,6 +33,7 @@ class WorkerJob:
     options: BuildOptions
     dtype: str
     parallel: bool  # whether a process may encode on several threads
+    only: bool = False  # whether there is one unit, whose part is the dataset
 
 
 class Worker:
@@ -49,7 +49,7 @@ class Worker:
 
         Raises DataError for the first record that cannot be used where that is asked for.
         """
-        part = PartWriter(self.job.folder, number)
+        part = PartWriter(self.job.folder, number, self.job.only)
         try:
             read = 0
             for records in batches(source.read(unit)):
@@ -88,7 +88,7 @@ def batches(records: Iterator[Record | Rejection]) -> Iterator[list[Record | Rej
 def _size(record: Record) -> int:
     size = 0
     for part in record.documents[0]:
-        size += len(part.encoded) if isinstance(part, Picture) else len(part.text)
+        size += len(part.text) if isinstance(part, Text) else len(part.encoded)
     return size
 
 
@@ -114,6 +114,8 @@ def set_threads(threads: int) -> None:
 
 def begin(job: WorkerJob, progress: Any, threads: int) -> None:
     """Set a process up."""
+    import multiprocessing
+
     global _worker
     set_threads(threads)
     parent = multiprocessing.parent_process()

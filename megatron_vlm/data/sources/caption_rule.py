@@ -44,22 +44,25 @@ class CaptionRule:
         if len({name for name, _ in self.fields}) < len(self.fields):
             raise ConfigError("captions: a field is named twice; name it once, with one weight")
 
-    def choose(self, find: Callable[[str], Any], defaults: tuple[str, ...], key: str, known: str) -> tuple[str, ...]:
+    def choose(
+        self, find: Callable[[str], Any], defaults: tuple[str, ...], key: str, known: Callable[[], str]
+    ) -> tuple[str, ...]:
         """The captions of a record that get a document each; stripped, none of them empty.
 
         Args:
             find: the value of a field by its name; None where the record has none.
             defaults: fields to look into where the rule names none; the first that there is counts.
             key: the record's.
-            known: what the record has, for the error.
+            known: tells what the record has, for the error.
 
         Raises Unusable: no field is there, one holds neither a string nor strings, all are empty, or not Unicode.
         """
-        found = {name: value for name, _ in self.fields or _even(defaults) if (value := find(name)) is not None}
+        names = [name for name, _ in self.fields] if self.fields else defaults
+        found = {name: value for name in names if (value := find(name)) is not None}
         if not found:
-            wanted = " or ".join(repr(name) for name, _ in self.fields or _even(defaults))
-            raise Unusable(Reason.MISSING_CAPTION, f"no {wanted}; it has {known}")
-        if not self.fields:
+            wanted = " or ".join(map(repr, names))
+            raise Unusable(Reason.MISSING_CAPTION, f"no {wanted}; it has {known()}")
+        if not self.fields and len(found) > 1:
             found = dict([next(iter(found.items()))])
         captions = {name: texts for name, value in found.items() if (texts := _texts(name, value))}
         if not captions:
@@ -101,11 +104,9 @@ def picture_documents(encoded: bytes, captions: tuple[str, ...]) -> tuple[Docume
     return tuple((picture, Text(caption)) for caption in captions)
 
 
-def _even(names: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
-    return tuple((name, 1.0) for name in names)
-
-
 def _texts(name: str, value: Any) -> tuple[str, ...]:
+    if type(value) is str and value.isascii():  # as nearly all are
+        return (text,) if (text := value.strip()) else ()
     candidates = value if isinstance(value, list) else [value]
     for candidate in candidates:
         if not isinstance(candidate, str):

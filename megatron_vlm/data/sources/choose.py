@@ -1,4 +1,4 @@
-"""Which reader a file needs, by its name."""
+"""Which reader a file needs, by its name. Only that one is imported: a run's start should not wait for the others."""
 
 from __future__ import annotations
 
@@ -7,13 +7,6 @@ from dataclasses import replace
 
 from megatron_vlm.data.captions import CaptionChoice
 from megatron_vlm.data.records import Source
-from megatron_vlm.data.sources.caption_rule import caption_rule
-from megatron_vlm.data.sources.image_text_jsonl import ImageTextJsonl
-from megatron_vlm.data.sources.image_text_parquet import ImageTextParquet
-from megatron_vlm.data.sources.image_text_tar import ImageTextTar
-from megatron_vlm.data.sources.json_lines import JsonLines
-from megatron_vlm.data.sources.parquet_text import ParquetText
-from megatron_vlm.data.sources.plain_text import PlainText
 from megatron_vlm.data.sources.suffixes import (
     JSON_SUFFIXES,
     PARQUET_SUFFIXES,
@@ -21,7 +14,6 @@ from megatron_vlm.data.sources.suffixes import (
     TEXT_SUFFIXES,
     known_suffix,
 )
-from megatron_vlm.data.sources.text_tar import TextTar
 
 
 def text_source(url: str, key: str = "text", *, separator: str | None = None) -> Source:
@@ -37,12 +29,20 @@ def text_source(url: str, key: str = "text", *, separator: str | None = None) ->
     """
     match known_suffix(url, (*JSON_SUFFIXES, *PARQUET_SUFFIXES, *TAR_SUFFIXES, *TEXT_SUFFIXES), "text"):
         case suffix if suffix in JSON_SUFFIXES:
+            from megatron_vlm.data.sources.json_lines import JsonLines
+
             return JsonLines(key)
         case suffix if suffix in PARQUET_SUFFIXES:
+            from megatron_vlm.data.sources.parquet_text import ParquetText
+
             return ParquetText(key)
         case suffix if suffix in TAR_SUFFIXES:
+            from megatron_vlm.data.sources.text_tar import TextTar
+
             return TextTar(key)
         case _:
+            from megatron_vlm.data.sources.plain_text import PlainText
+
             return PlainText(separator)
 
 
@@ -70,13 +70,21 @@ def image_text_source(
         DataError: a name with no known suffix, or with a compression that is not read.
         ConfigError: weights that are no positive numbers, fields that the format cannot have.
     """
+    from megatron_vlm.data.sources.caption_rule import caption_rule
+
     rule = caption_rule(captions, choice, seed)
     match known_suffix(url, (*JSON_SUFFIXES, *PARQUET_SUFFIXES, *TAR_SUFFIXES), "captioned pictures"):
         case suffix if suffix in TAR_SUFFIXES:
+            from megatron_vlm.data.sources.image_text_tar import ImageTextTar
+
             return ImageTextTar(replace(rule, fields=tuple((_tar_field(name), weight) for name, weight in rule.fields)))
         case suffix if suffix in PARQUET_SUFFIXES:
+            from megatron_vlm.data.sources.image_text_parquet import ImageTextParquet
+
             return ImageTextParquet(rule, image)
         case _:
+            from megatron_vlm.data.sources.image_text_jsonl import ImageTextJsonl
+
             return ImageTextJsonl(rule, image or "image", folder)
 
 

@@ -26,6 +26,11 @@ def folder_of(url: str) -> str:
     return posixpath.dirname(url) if is_remote(url) else os.path.dirname(url) or "."
 
 
+def may_lead_out(name: str) -> bool:
+    """Whether `inner_path` has to be asked: what it gives None for has one of these."""
+    return ".." in name or "\\" in name or name.startswith("/")
+
+
 def inner_path(name: str) -> str | None:
     """A path within a folder or a tar in its plain form, without "./" and the like; None for one that leads out.
 

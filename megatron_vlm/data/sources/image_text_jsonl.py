@@ -72,7 +72,7 @@ class ImageTextJsonl:
         def find(name: str) -> Any:
             return _answer(record[name]) if name == "conversations" and name in record else find_field(record, name)
 
-        return self.captions.choose(find, (*CAPTION_FIELDS, "conversations"), key, field_names(record))
+        return self.captions.choose(find, (*CAPTION_FIELDS, "conversations"), key, lambda: field_names(record))
 
 
 def _answer(conversation: Any) -> Any:

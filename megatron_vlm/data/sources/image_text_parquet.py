@@ -80,7 +80,9 @@ class ImageTextParquet:
                 raise Unusable(value.reason, f"column {name!r}: {value}")
             return value
 
-        known = ", ".join(repr(name) for name, value in values.items() if value is not None) or "only nulls"
+        def known() -> str:
+            return ", ".join(repr(name) for name, value in values.items() if value is not None) or "only nulls"
+
         return self.captions.choose(find, CAPTION_COLUMNS, key or f"{base_name(unit.url)}:{row}", known)
 
 

@@ -96,9 +96,10 @@ class ImageTextTar:
             value = values.get(suffix.lower())
             return find_field(value, within) if colon and value is not None else value
 
-        known = _members(group)
-        if description:
-            known += f"; the .json has {field_names(description)}"
+        def known() -> str:
+            members = _members(group)
+            return f"{members}; the .json has {field_names(description)}" if description else members
+
         return group.parts["image"], self.captions.choose(find, DEFAULT_CAPTIONS, key, known)
 
 

@@ -53,7 +53,7 @@ class JsonLines:
                         text = record[key]
                         name = record.get("id", "")
                         if type(name) is not str:
-                            name = record_key(record)
+                            name = str(name) if type(name) is int else record_key(record)
                         sound = type(text) is str and text and not text.isspace()
                     except (orjson.JSONDecodeError, KeyError, TypeError):
                         sound = False

@@ -19,6 +19,7 @@ from megatron_vlm.errors import DataError
 
 __all__ = ["Damaged", "InputFile", "decompressed", "expand_inputs", "file_sha256", "input_file", "is_remote", "open_input"]
 
+HASHED_AT_ONCE = 4 << 20  # a thread asks for Python's lock after each, and may wait milliseconds for it
 REMOTE_BLOCK_BYTES = 8 << 20  # what one request fetches ahead
 #: what a file system may say that changes with a file's content, best first
 _STAMPS = ("ETag", "etag", "md5", "md5Hash", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
@@ -167,10 +168,10 @@ def go_to(stream: io.BufferedReader, offset: int) -> None:
 
 def file_sha256(url: str | Path) -> str:
     """sha256 of a file's bytes as they are stored, in hex."""
-    digest = hashlib.sha256()
-    with open_input(str(url)) as stream:
-        while block := stream.read(BUFFER_BYTES):
-            digest.update(block)
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(HASHED_AT_ONCE))
+    with _open_raw(str(url)) as stream:
+        while count := stream.readinto(buffer):
+            digest.update(buffer[:count])
     return digest.hexdigest()
 
 

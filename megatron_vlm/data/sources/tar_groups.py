@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from megatron_vlm.data.quarantine import Reason
 from megatron_vlm.data.records import Unit
 from megatron_vlm.data.sources.decompression import Damaged
-from megatron_vlm.data.sources.file_names import inner_path
+from megatron_vlm.data.sources.file_names import inner_path, may_lead_out
 from megatron_vlm.data.sources.json_values import is_encodable
 from megatron_vlm.data.sources.opening import open_decompressed
 from megatron_vlm.data.sources.splitting import LONGEST_PIECE
@@ -98,6 +98,9 @@ def _add(group: Group, tar: TarMembers, member: Member, part: str | None, suffix
 
 
 def _defect(group: Group, member: Member, part: str, limit: int) -> Unusable | None:
+    plain = member.kind is Kind.FILE and member.size <= limit and part not in group.parts
+    if plain and not may_lead_out(member.name):
+        return None
     name = member.name if is_encodable(member.name) else ascii(member.name)
     if part in group.parts:
         return Unusable(Reason.DUPLICATE_MEMBER, f"{name} is a second one under this key")

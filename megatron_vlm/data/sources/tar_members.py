@@ -165,6 +165,8 @@ class TarMembers:
     def _skip(self) -> None:
         """Pass over what is left of the member at hand."""
         left = self._left + self._padding
+        if not left:
+            return
         self._left = self._padding = 0
         while left:
             block = self._stream.read(min(left, SKIPPED_AT_ONCE))
@@ -200,12 +202,13 @@ def _number(field: bytes, at: int) -> int:
 
 def _name(header: bytes) -> str:
     name = _text(header[:100])
-    prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""
+    prefix = _text(header[345:500]) if header[345] and header[257:263] == b"ustar\0" else ""
     return f"{prefix}/{name}" if prefix else name
 
 
 def _text(field: bytes) -> str:
-    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    end = field.find(0)
+    return (field if end < 0 else field[:end]).decode("utf-8", "surrogateescape")
 
 
 def _pax_records(content: bytes, at: int) -> Iterator[tuple[bytes, bytes]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,10 +124,12 @@ def flatten(arrays: Sequence[Any]) -> FlatIds:
     """One array or list of ids a text, put one after another."""
     offsets = np.zeros(len(arrays) + 1, np.int64)
     np.cumsum([len(a) for a in arrays], out=offsets[1:])
-    flat = np.empty(int(offsets[-1]), np.uint32)
-    for array, start, end in zip(arrays, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        flat[start:end] = array
-    return flat, offsets
+    if isinstance(arrays[0], np.ndarray):
+        return np.concatenate(arrays, dtype=np.uint32, casting="unsafe"), offsets
+    flat = array("I")  # it takes lists three times as fast as numpy does
+    for ids in arrays:
+        flat.fromlist(ids)
+    return np.frombuffer(flat, np.uint32) if flat else np.empty(0, np.uint32), offsets
 
 
 def appended(names: SpecialNames, known: Mapping[str, int], size: int) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_vlm.data.tokenizers.backend import Backend, FlatIds, GigatokenUnusable
+from megatron_vlm.data.tokenizers.backend import Backend, FlatIds, GigatokenUnusable, flatten
 from megatron_vlm.data.tokenizers.check_texts import check_texts
 
 
@@ -22,6 +22,10 @@ class GigatokenEngine:
         self._tokenizer = tokenizer
 
     def encode_flat(self, texts: Sequence[str], parallel: bool) -> FlatIds:
+        if not parallel:
+            # Text by text, each array made in Rust: gigatoken's batches are awkward arrays, and to import their library
+            # takes longer than to encode some ten megabytes.
+            return flatten([self._tokenizer.encode(text) for text in texts])
         layout = self._tokenizer.encode_batch(list(texts), parallel=parallel).layout
         offsets = np.asarray(layout.offsets.data, np.int64)
         flat = np.asarray(layout.content.data, np.uint32)

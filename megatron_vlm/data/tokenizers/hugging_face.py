@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ import orjson
 
 from megatron_vlm.data import atomic_file
 from megatron_vlm.data.tokenizers.backend import FlatIds, Hints, SpecialNames, flatten
+from megatron_vlm.data.tokenizers.canonical_json import canonical_json
 from megatron_vlm.errors import DataError
 
 FILE_NAME = "tokenizer.json"
@@ -32,7 +33,7 @@ class HuggingFaceDefinition:
 
     def identity(self) -> bytes:
         # Of the definition as it was given: as the library writes it, it may gain fields in a newer version.
-        return json.dumps(json.loads(self.text), sort_keys=True, separators=(",", ":")).encode()
+        return canonical_json(self.text)
 
     def vocabulary(self, origin: str) -> HuggingFaceVocabulary:
         return HuggingFaceVocabulary(self.text, origin)
@@ -77,14 +78,21 @@ class HuggingFaceVocabulary:
             added = [{**token, "special": name in special} for name, token in self._added.items()]
             text = json.dumps({**self._parsed, "added_tokens": added})
         model = self._parsed["model"]
-        return HuggingFaceBackend(text, names, special, model.get("type"), model.get("unk_token"), origin)
+        return HuggingFaceBackend(text, names, special, model.get("type"), model.get("unk_token"), self._words, origin)
 
 
 class HuggingFaceBackend:
     """As of `megatron_vlm.data.tokenizers.backend.Backend`. Encoding from several threads at once is safe."""
 
     def __init__(
-        self, text: str, names: SpecialNames, special: Iterable[str], model: str | None, unknown: str | None, origin: str
+        self,
+        text: str,
+        names: SpecialNames,
+        special: Iterable[str],
+        model: str | None,
+        unknown: str | None,
+        words: Mapping[str, int],
+        origin: str,
     ) -> None:
         from tokenizers import AddedToken
 
@@ -92,7 +100,7 @@ class HuggingFaceBackend:
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in names])
         self._decoder = self._encoder = backend
         self._text = text
-        self.size = 1 + max(backend.get_vocab(with_added_tokens=True).values())
+        self.size = 1 + max(*words.values(), *backend.get_added_tokens_decoder())  # at once, where get_vocab() makes a map
         self.special_ids = {name: int(backend.token_to_id(name)) for name in dict.fromkeys([*names, *special])}
         # an unknown token stands for what the model cannot say: text that says its name says nothing else
         guarded = [name for name in self.special_ids if name != unknown or name in names]
@@ -157,7 +165,8 @@ def without_special_tokens(text: str, special: Iterable[str]) -> str:
     if model.get("unk_token"):
         model["unk_token"] = hidden(model["unk_token"])
     # most often no merge makes a special token, which one look at all of them tells
-    if any(name in made for made in [all_merges(model.get("merges") or [])] for name in special):
+    made = all_merges(model.get("merges") or [])
+    if any(name in made for name in special):
         pairs = ((m, m.split(" ")) if isinstance(m, str) else (m, m) for m in model["merges"])
         model["merges"] = [m for m, pair in pairs if special.isdisjoint((*pair, "".join(pair)))]
     return orjson.dumps(parsed).decode()
@@ -165,8 +174,9 @@ def without_special_tokens(text: str, special: Iterable[str]) -> str:
 
 def all_merges(merges: Sequence[Any]) -> str:
     """The merges as one text, in which both parts of a pair and what they make are found."""
-    pairs = [m.split(" ") if isinstance(m, str) else m for m in merges]
-    return "\n".join(["".join(pair) for pair in pairs])
+    if merges and isinstance(merges[0], str):
+        return "\n".join(merges).replace(" ", "")
+    return "\n".join(map("".join, merges))
 
 
 def _parsed(text: str) -> Any:
