@@ -63,13 +63,12 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out is not None and args.out.suffix not in SUFFIXES:
         raise ConfigError(f"--out {args.out} ends with none of {', '.join(SUFFIXES)}; name a file that does")
-    config, notes = _configuration(args)
+    config, name = _configuration(args)
     found = plan_problems(config)
     if found:
         raise ConfigError("this curriculum has no plan:\n" + "\n".join(f"  - {line}" for line in found))
     assumed = dict(_assumption(text, config) for text in args.assume)
-    shapes, unread = read_shapes(config, assumed)
-    notes += unread
+    shapes, notes = read_shapes(config, assumed)
     plan = plan_curriculum(config, shapes, learning_rate_law(config))
     refused, careful = list(refusals(config, plan)), list(warnings(config, plan, args.repeats))
     achieved = None if args.folder is None else _achieved(args.folder, config)
@@ -88,7 +87,6 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         from megatron_vlm.planning.curriculum_picture import write_picture
 
-        name = (args.folder or args.config or Path(args.words[-1] if len(args.words) > 1 else args.preset)).name
         text = "\n".join(describe_plan(config, plan))
         write_picture(args.out, f"Curriculum of {name}", plan, achieved, text)
         if not args.json:
@@ -96,8 +94,8 @@ def run(args: argparse.Namespace) -> int:
     return 1 if refused else 0
 
 
-def _configuration(args: argparse.Namespace) -> tuple[RunConfig, list[str]]:
-    """The configuration asked for, with empty places for sources where it names no dataset at all."""
+def _configuration(args: argparse.Namespace) -> tuple[RunConfig, str]:
+    """The configuration asked for, with empty places for sources where it names no dataset at all; and what to call it."""
     from dataclasses import replace
 
     from megatron_vlm.config.loading import load_config
@@ -106,6 +104,9 @@ def _configuration(args: argparse.Namespace) -> tuple[RunConfig, list[str]]:
     action, *given = args.words
     if action != "show" or len(given) > 1:
         raise ConfigError(f"{' '.join(args.words)}: say `megatron-vlm curriculum show CONFIG`")
+    overrides = list(args.overrides)
+    if not given and overrides and not overrides[0].startswith("--"):
+        given = [overrides.pop(0)]  # CONFIG after an option, as in `show --json run.yaml`
     if given and (args.config or args.preset):
         raise ConfigError(f"{given[0]} and {args.config or args.preset} are two configurations; give one")
     preset, file = args.preset, args.config
@@ -115,13 +116,14 @@ def _configuration(args: argparse.Namespace) -> tuple[RunConfig, list[str]]:
         file = args.folder / "config.yaml"
     if not (preset or file):
         raise ConfigError("which configuration? Give a YAML file, --preset NAME, or --run FOLDER of a run")
-    config = load_config(preset=preset, file=file, overrides=args.overrides)
+    config = load_config(preset=preset, file=file, overrides=overrides)
+    name = (args.folder or file or Path(str(preset))).name
     if config.data.sources:
-        return config, []
+        return config, name
     curriculum = config.curriculum
     weights = [w for stage in curriculum.stages for w in (stage.sources, stage.sources_from)] + [curriculum.max_epochs]
-    names = dict.fromkeys(name for one in weights for name in one)
-    return replace(config, data=replace(config.data, sources=dict.fromkeys(names, ""))), []
+    sources = dict.fromkeys((source for one in weights for source in one), "")
+    return replace(config, data=replace(config.data, sources=sources)), name
 
 
 def _is_file(name: str) -> bool:

@@ -204,12 +204,13 @@ def _visual(axes: Any, plan: CurriculumPlan, achieved: Achieved | None, unit: fl
         axes.annotate("not known: datasets are missing", (0.01, 0.8), xycoords="axes fraction", fontsize=8, color="0.4")
     entry = plan.pictures_enter
     if entry is not None and entry.first_token > 0:
+        early = entry.first_token < 0.15 * plan.total_tokens
         axes.annotate(
             f"pictures enter\nstep {int(entry.first_step):,}",
             (entry.first_token / unit, 0),
-            xytext=(-6, 14),
+            xytext=(6 if early else -6, 14),
             textcoords="offset points",
-            ha="right",
+            ha="left" if early else "right",
             fontsize=8,
             arrowprops={"arrowstyle": "->", "color": "0.4"},
         )

@@ -193,7 +193,7 @@ def _take(
     until = {
         name: max(0.0, limits[name] - plan.source_passes.get(name, 0.0)) / passes
         for name, passes in per_token.items()
-        if name in limits and name not in gone
+        if name in limits and name not in gone and passes > 0
     }
     nearest = min(until, key=lambda name: until[name], default=None)
     tokens = width

@@ -56,19 +56,16 @@ def warnings(config: RunConfig, plan: CurriculumPlan, repeats: float) -> Iterato
 
 def _exhausted(config: RunConfig, plan: CurriculumPlan, gone: Exhausted) -> str:
     stage = config.curriculum.stages[config.stage_of(int(gone.step))].name
-    wanted = any(
-        piece.first_token >= gone.token and config.curriculum.weights(piece.shape.stage, 1.0).get(gone.source, 0) > 0
-        for piece in plan.pieces
-    )
+    later = {piece.shape.stage for piece in plan.pieces if piece.first_token >= gone.token}
+    weights = [config.curriculum.weights(index, progress) for index in later for progress in (0.0, 1.0)]
+    wanted = any(one.get(gone.source, 0.0) > 0 for one in weights)
     place = f"step {int(gone.step):,} of {plan.total_steps:,} (stage {stage!r})"
     at = f"{gone.source}: has had its {gone.passes:g} passes at {place}"
     if config.curriculum.when_exhausted == "repeat":
         return f"{at}; it is repeated then, {plan.source_passes[gone.source]:.1f} times in all"
     if plan.ends_early and gone is plan.exhausted[-1]:
         return f"{at}; the run ends there, with {_ended(plan):.1%} of its positions done"
-    if config.curriculum.when_exhausted == "reweight":
-        return f"{at}; the other sources take its share from there on"
-    return f"{at}; the run would end there if it needed more" if wanted else f"{at}; nothing asks for it after that"
+    return f"{at}; the other sources take its share from there on" if wanted else f"{at}; nothing asks for it after that"
 
 
 def _ended(plan: CurriculumPlan) -> float:
