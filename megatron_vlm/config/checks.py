@@ -8,20 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from megatron_vlm.config.curriculum_checks import curriculum_problems
+from megatron_vlm.config.nearest import nearest_divisor, nearest_multiple
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.config.shape_checks import batch_problems, picture_problems, row_problems
 from megatron_vlm.errors import ConfigError
-
-
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
-
-
-def _nearest_divisor(n: int, wanted: int) -> int:
-    return min(_divisors(n), key=lambda d: (abs(d - wanted), d))
-
-
-def _nearest_multiple(of: int, wanted: int) -> int:
-    return max(of, round(wanted / of) * of)
 
 
 def _positive(config: RunConfig) -> Iterator[str]:
@@ -52,11 +43,21 @@ def _positive(config: RunConfig) -> Iterator[str]:
             "virtual_pipeline_model_parallel_size",
             "timeout_s",
         ),
-        "schedule": ("micro_batch_size", "global_batch_size"),
+        "schedule": ("micro_batch_size", "global_batch_size", "rampup_batch_start", "rampup_batch_increment"),
+        **{
+            f"curriculum.stages.{index}": (
+                "sequence_length",
+                "micro_batch_size",
+                "global_batch_size",
+                "image_size",
+                "image_pool",
+            )
+            for index in range(len(config.curriculum.stages))
+        },
     }.items():
         node: object = config
         for part in section.split("."):
-            node = getattr(node, part)
+            node = node[int(part)] if isinstance(node, tuple) else getattr(node, part)
         for name in names:
             value = getattr(node, name)
             if value is not None and value < 1:
@@ -74,7 +75,7 @@ def _model(config: RunConfig) -> Iterator[str]:
         )
     elif language.hidden_size % heads or language.head_dim % 2:
         # heads of an even size are the divisors of half the width
-        nearest = _nearest_divisor(language.hidden_size // 2, heads)
+        nearest = nearest_divisor(language.hidden_size // 2, heads)
         yield (
             f"model.language.num_attention_heads: {heads} does not divide hidden_size {language.hidden_size} into heads of "
             f"an even size, as rotary positions need; nearest that does: {nearest}"
@@ -82,13 +83,13 @@ def _model(config: RunConfig) -> Iterator[str]:
     if vision.hidden_size % vision.num_attention_heads:
         yield (
             f"model.vision.num_attention_heads: {vision.num_attention_heads} does not divide hidden_size "
-            f"{vision.hidden_size}; nearest that does: {_nearest_divisor(vision.hidden_size, vision.num_attention_heads)}"
+            f"{vision.hidden_size}; nearest that does: {nearest_divisor(vision.hidden_size, vision.num_attention_heads)}"
         )
     if language.num_attention_heads % language.query_groups:
         yield (
             f"model.language.num_query_groups: {language.query_groups} does not divide the "
             f"{language.num_attention_heads} attention heads; nearest that does: "
-            f"{_nearest_divisor(language.num_attention_heads, language.query_groups)}"
+            f"{nearest_divisor(language.num_attention_heads, language.query_groups)}"
         )
     if vision.patch_size > vision.image_size:
         most = max(1, vision.image_size // shuffle)
@@ -96,7 +97,7 @@ def _model(config: RunConfig) -> Iterator[str]:
     elif vision.grid % shuffle:
         yield (
             f"model.projector.pixel_shuffle: {shuffle} does not divide the {vision.grid} x {vision.grid} patches of a "
-            f"picture; nearest that does: {_nearest_divisor(vision.grid, shuffle)}"
+            f"picture; nearest that does: {nearest_divisor(vision.grid, shuffle)}"
         )
     if vision.register_tokens and vision.kind != "dinov2":
         yield f"model.vision.register_tokens: only dinov2 has register tokens, kind is {vision.kind}; set it to 0"
@@ -146,7 +147,7 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
         "model.language.vocab_pad_multiple": language.vocab_pad_multiple,
         "model.projector.hidden_size": config.model.projector.hidden_size or language.hidden_size,
     }
-    nearest = _nearest_divisor(math.gcd(*split.values()), tp)  # one value that suits all of them
+    nearest = nearest_divisor(math.gcd(*split.values()), tp)  # one value that suits all of them
     for name, value in split.items():
         if value % tp:
             yield f"{where}: {tp} does not divide {name} {value}; nearest that does: {nearest}"
@@ -161,25 +162,19 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
     if ends:
         yield from _uneven_stages(ends, language.num_layers, pp, vp)
     elif language.num_layers % (pp * vp):
-        chunks = _nearest_divisor(language.num_layers, pp * vp)
+        chunks = nearest_divisor(language.num_layers, pp * vp)
         sizes = f"pipeline x virtual = {pp} x {vp} = {pp * vp}"
         yield (
             f"parallel.pipeline_model_parallel_size: {sizes} does not divide model.language.num_layers "
             f"{language.num_layers}; nearest number of chunks that does: {chunks}, or "
-            f"{_nearest_multiple(pp * vp, language.num_layers)} layers"
+            f"{nearest_multiple(pp * vp, language.num_layers)} layers"
         )
     if vp > 1 and pp < 2:
         yield (
             "parallel.virtual_pipeline_model_parallel_size: an interleaved schedule needs "
             "pipeline_model_parallel_size of at least 2; set it to 1"
         )
-    row = config.schedule.micro_batch_size * config.data.sequence_length
-    if parallel.sequence_parallel and row % tp:
-        yield (
-            f"data.sequence_length: with sequence_parallel, micro_batch_size * sequence_length = {row} must be a multiple "
-            f"of tensor_model_parallel_size {tp}; nearest sequence_length: "
-            f"{_nearest_multiple(tp, config.data.sequence_length)}"
-        )
+    yield from row_problems(config)
     if parallel.sequence_parallel and tp == 1:
         yield "parallel.sequence_parallel: needs tensor_model_parallel_size above 1; set it to false"
     if parallel.overlap_param_gather and not parallel.use_distributed_optimizer:
@@ -191,77 +186,6 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
             f"parallel: tensor x pipeline = {tp} x {pp} = {tp * pp} does not divide the {world_size} ranks that were "
             f"started; start a multiple of {tp * pp} (torchrun --nproc-per-node)"
         )
-        return
-    dp = world_size // (tp * pp)
-    batch, micro = config.schedule.global_batch_size, config.schedule.micro_batch_size
-    nearest_batch = _nearest_multiple(micro * dp * (pp if vp > 1 else 1), batch)
-    if batch % (micro * dp):
-        yield (
-            f"schedule.global_batch_size: {batch} is not a multiple of micro_batch_size x data-parallel size = "
-            f"{micro} x {dp} = {micro * dp}; nearest that is: {nearest_batch}"
-        )
-    elif vp > 1 and (batch // (micro * dp)) % pp:
-        yield (
-            f"schedule.global_batch_size: the interleaved schedule needs the {batch // (micro * dp)} micro-batches of a "
-            f"rank to be a multiple of pipeline_model_parallel_size {pp}; nearest batch: {nearest_batch}"
-        )
-
-
-def _curriculum(config: RunConfig) -> Iterator[str]:
-    schedule, stages = config.schedule, config.curriculum.stages
-    if (schedule.train_tokens is None) == (schedule.train_steps is None):
-        yield "schedule.train_tokens: give train_tokens or train_steps, one of the two"
-        return
-    if config.total_steps < 1:
-        yield "schedule.train_tokens: the run has no step; give at least one global batch"
-        return
-    if not stages:
-        yield "curriculum.stages: at least one stage is needed"
-        return
-    names = [stage.name for stage in stages]
-    for name in sorted({n for n in names if names.count(n) > 1}):
-        yield f"curriculum.stages: two stages are called {name!r}; names must differ"
-    previous = 0
-    for index, (stage, end) in enumerate(zip(stages, config.stage_ends(), strict=True)):
-        where = f"curriculum.stages.{index} ({stage.name})"
-        if stage.until is not None and stage.until_tokens is not None:
-            yield f"{where}: give until or until_tokens, not both"
-        if stage.until is not None and not 0 < stage.until <= 1:
-            yield f"{where}.until: {stage.until} is a share of the run, above 0 and at most 1"
-        if index and end <= previous and not (end == previous == 0):
-            yield f"{where}: ends at step {end}, not after the stage before it (step {previous}); {_later(config, index)}"
-        previous = end
-        if not stage.sources:
-            yield f"{where}.sources: name at least one of data.sources: {', '.join(config.data.sources) or '(none given)'}"
-        for source, weight in stage.sources.items():
-            if source not in config.data.sources:
-                known = ", ".join(config.data.sources) or "none"
-                yield f"{where}.sources.{source}: not one of data.sources ({known}); add --data.sources.{source} PREFIX"
-            if weight < 0:
-                yield f"{where}.sources.{source}: weight {weight} is negative; at least 0"
-        if stage.sources and sum(stage.sources.values()) <= 0:
-            yield f"{where}.sources: the weights sum to 0; give one above 0"
-        if stage.measure == "visual_tokens" and sum(stage.sources.values()) > 1 + 1e-6:
-            total = sum(stage.sources.values())
-            yield f"{where}.sources: with measure visual_tokens the weights are shares and sum to 1; they sum to {total:.9g}"
-        if stage.lr_policy == "rewarm" and stage.rewarm_steps < 1:
-            yield f"{where}.rewarm_steps: {stage.rewarm_steps}, but lr_policy rewarm needs at least 1 step"
-    if stages and config.stage_ends()[-1] < config.total_steps:
-        remedy = "until_tokens out" if stages[-1].until_tokens is not None else "until out or set it to 1.0"
-        yield (
-            f"curriculum.stages.{len(stages) - 1} ({stages[-1].name}): the last stage ends at step {previous} of "
-            f"{config.total_steps}; leave its {remedy}"
-        )
-
-
-def _later(config: RunConfig, index: int) -> str:
-    """What would make stage `index` end after the one before it."""
-    previous = config.stage_ends()[index - 1]
-    if previous >= config.total_steps:
-        return f"the run ends there: let stage {index - 1} end before"
-    if config.curriculum.stages[index].until_tokens is not None:
-        return f"until_tokens must be at least {config.tokens_before(previous) + 1}"
-    return f"until must be at least {(previous + 1) / config.total_steps:.6g}"
 
 
 def _data(config: RunConfig) -> Iterator[str]:
@@ -280,6 +204,18 @@ def _data(config: RunConfig) -> Iterator[str]:
         )
 
 
+def _batches(config: RunConfig, world_size: int) -> Iterator[str]:
+    parallel = config.parallel
+    ranks = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    if world_size % ranks == 0:  # else there is no data-parallel size to speak of
+        yield from batch_problems(config, world_size // ranks)
+
+
+def plan_problems(config: RunConfig) -> list[str]:
+    """Every reason why the curriculum has no plan, whatever it runs on; empty when it has one."""
+    return list(_positive(config)) or [*curriculum_problems(config), *picture_problems(config), *_schedule(config)]
+
+
 def problems(config: RunConfig, world_size: int) -> list[str]:
     """Every reason why this configuration cannot run on `world_size` ranks; empty when it can."""
     found = list(_positive(config))
@@ -288,7 +224,9 @@ def problems(config: RunConfig, world_size: int) -> list[str]:
     return [
         *_model(config),
         *_layout(config, world_size),
-        *_curriculum(config),
+        *_batches(config, world_size),
+        *curriculum_problems(config),
+        *picture_problems(config),
         *_data(config),
         *_schedule(config),
     ]
@@ -316,7 +254,7 @@ def _schedule(config: RunConfig) -> Iterator[str]:
 
 def layout_problems(config: RunConfig, world_size: int) -> list[str]:
     """Reasons why the model cannot be laid out on `world_size` ranks for evaluation, where batches do not matter."""
-    return [line for line in _layout(config, world_size) if not line.startswith("schedule.")]
+    return [line for line in _layout(config, world_size) if not line.startswith("curriculum.")]
 
 
 def check(config: RunConfig, world_size: int) -> None:

@@ -12,15 +12,18 @@ Measure = Literal["tokens", "visual_tokens", "samples"]
 
 @dataclass(frozen=True)
 class StageConfig:
-    """A stretch of the run with one mixture.
+    """A stretch of the run with one mixture, or with one that goes over into another.
 
-    The end of a stage is `until` (share of the run, 0 to 1), `until_tokens` (positions from the start of the run) or
-    `until_steps` (steps from the start of the run); the last stage may leave all out. Borders are rounded up to whole steps.
+    The end of a stage is `until`, `until_tokens` or `until_steps`, one of them; the last stage may leave all out. Borders
+    are rounded up to whole steps.
     """
 
     name: str = "all"
+    #: end as a share of the run, above 0 to 1: of its steps where schedule.train_steps is given, else of its positions
     until: float | None = None
+    #: end in positions from the start of the run, padding included
     until_tokens: int | None = None
+    #: end in steps from the start of the run
     until_steps: int | None = None
     #: source -> weight. tokens: share of all positions filled. samples: share of documents.
     #: visual_tokens: for a source with pictures, the share of all filled positions that are its picture tokens;
@@ -44,12 +47,18 @@ class StageConfig:
     loss_weights: dict[str, float] = field(default_factory=dict)
     #: modules whose parameters are not trained in this stage: language, vision, projector, or a parameter-name prefix
     freeze: tuple[str, ...] = ()
-    #: learning rate at the start of this stage: go on along the run's schedule, warm up again to `rewarm_lr`
-    #: (then decay to the end of the run), or cool down linearly to the minimum over the stage
-    lr_policy: Literal["continue", "rewarm", "cooldown"] = "continue"
+    #: continue: go on along the law of the stage before (the run's own law at first). rewarm: rise from where the rate
+    #: stands to the peak, then decay to the end of the run. restart: warm up from 0 and decay, all within this stage.
+    #: constant: hold the rate at which the stage begins. cooldown: fall to the minimum at the end of the stage
+    lr_policy: Literal["continue", "rewarm", "restart", "constant", "cooldown"] = "continue"
+    #: steps of the rise of rewarm and restart
     rewarm_steps: int = 0
-    #: null: the run's peak learning rate
+    #: peak of rewarm and restart. null: schedule.lr
     rewarm_lr: float | None = None
+    #: where rewarm, restart and cooldown end. null: schedule.min_lr
+    min_lr: float | None = None
+    #: how rewarm, restart and cooldown fall. null: schedule.decay, for cooldown linear
+    lr_decay: Literal["cosine", "linear", "wsd", "constant"] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,14 +70,30 @@ class CurriculumConfig:
     #: proportion to their weights), or repeat it and say so
     when_exhausted: Literal["stop", "reweight", "repeat"] = "stop"
 
+    def ramp_start(self, stage: int) -> dict[str, float]:
+        """The weights that the ramp of a stage begins with; empty where it has nothing to begin with."""
+        chosen = self.stages[stage]
+        return dict(chosen.sources_from or (self.stages[stage - 1].sources if stage else {}))
+
     def weights(self, stage: int, progress: float) -> dict[str, float]:
-        """The weights of a stage where `progress` (0 to 1) of its positions are done: source -> weight, as configured."""
+        """The weights of a stage where `progress` (0 to 1) of its positions are done: source -> weight.
+
+        They are as configured, except on a ramp by tokens or samples: there only ratios matter, so both ends are scaled to
+        sum to 1 first, and the shares themselves go straight (or by half a cosine) from one end to the other.
+        """
         chosen = self.stages[stage]
         if chosen.ramp == "constant" or progress >= chosen.ramp_share:
             return dict(chosen.sources)
         done = max(0.0, progress) / chosen.ramp_share
         if chosen.ramp == "cosine":
             done = 0.5 - 0.5 * math.cos(math.pi * done)
-        start = chosen.sources_from or (dict(self.stages[stage - 1].sources) if stage else {})
-        names = [*chosen.sources, *(name for name in start if name not in chosen.sources)]
-        return {n: start.get(n, 0.0) + (chosen.sources.get(n, 0.0) - start.get(n, 0.0)) * done for n in names}
+        start, end = self.ramp_start(stage), chosen.sources
+        if chosen.measure != "visual_tokens":
+            start, end = _scaled(start), _scaled(end)
+        names = [*end, *(name for name in start if name not in end)]
+        return {n: start.get(n, 0.0) + (end.get(n, 0.0) - start.get(n, 0.0)) * done for n in names}
+
+
+def _scaled(weights: dict[str, float]) -> dict[str, float]:
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()} if total > 0 else dict(weights)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from megatron_vlm.config.checks import check, layout_problems, problems
+from megatron_vlm.config.checks import check, layout_problems, plan_problems, problems
 from megatron_vlm.config.loading import load_config
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.errors import ConfigError
@@ -15,6 +15,10 @@ from megatron_vlm.errors import ConfigError
 BASE = ["--data.tokenizer", "t", "--data.sources", "{text: a, captions: b}", "--schedule.train_steps", "100"]
 LANGUAGE, VISION, PARALLEL, SCHEDULE = "--model.language.", "--model.vision.", "--parallel.", "--schedule."
 FIRST, SECOND = "--curriculum.stages.0.", "--curriculum.stages.1."
+RAMP = [
+    *(SCHEDULE + "global_batch_size", "16", SCHEDULE + "rampup_batch_start", "4"),
+    *(SCHEDULE + "rampup_batch_increment", "4", SCHEDULE + "rampup_packs", "100"),
+]
 
 
 def tiny(*overrides: str) -> RunConfig:
@@ -164,6 +168,174 @@ WITH_A_NUMBER = [
         SECOND + "rewarm_steps",
     ),
     (
+        [SECOND + "until_steps", "30"],
+        1,
+        "curriculum.stages.1 (images)",
+        "not after",
+        r"at least (\d+)",
+        SECOND + "until_steps",
+    ),
+    (
+        [FIRST + "until", "null", FIRST + "until_steps", "0"],
+        1,
+        "curriculum.stages.0 (text).until_steps",
+        "before it begins",
+        r"at least (\d+)",
+        FIRST + "until_steps",
+    ),
+    (
+        [FIRST + "until", "null", FIRST + "until_tokens", "0"],
+        1,
+        "curriculum.stages.0 (text).until_tokens",
+        "before it begins",
+        r"at least (\d+)",
+        FIRST + "until_tokens",
+    ),
+    (
+        [SECOND + "lr_policy", "rewarm", SECOND + "rewarm_steps", "41"],
+        1,
+        "curriculum.stages.1 (images).rewarm_steps",
+        "more than the run has left",
+        r"at most (\d+)",
+        SECOND + "rewarm_steps",
+    ),
+    (
+        [FIRST + "lr_policy", "restart", FIRST + "rewarm_steps", "61"],
+        1,
+        "curriculum.stages.0 (text).rewarm_steps",
+        "more than the stage has",
+        r"at most (\d+)",
+        FIRST + "rewarm_steps",
+    ),
+    (
+        [SECOND + "lr_policy", "cooldown", SECOND + "min_lr", "1"],
+        1,
+        "curriculum.stages.1 (images).min_lr",
+        "from 0",
+        r"to the peak ([\d.e-]+)",
+        SECOND + "min_lr",
+    ),
+    (
+        [SECOND + "lr_policy", "restart", SECOND + "rewarm_lr", "1e-5"],
+        1,
+        "curriculum.stages.1 (images).rewarm_lr",
+        "below schedule.min_lr",
+        r"at least ([\d.e-]+)",
+        SECOND + "rewarm_lr",
+    ),
+    (
+        [SECOND + "ramp", "linear", SECOND + "ramp_share", "1.5"],
+        1,
+        "curriculum.stages.1 (images).ramp_share",
+        "share of the stage",
+        r"at most ([\d.]+)",
+        SECOND + "ramp_share",
+    ),
+    (
+        [SECOND + "loss_weights", "{text: -1}"],
+        1,
+        "curriculum.stages.1 (images).loss_weights.text",
+        "finite",
+        r"at least (\d+)",
+        SECOND + "loss_weights.text",
+    ),
+    (
+        [SECOND + "sources_from", "{text: -1, captions: 1}", SECOND + "ramp", "linear"],
+        1,
+        "curriculum.stages.1 (images).sources_from.text",
+        "negative",
+        r"at least (\d+)",
+        SECOND + "sources_from.text",
+    ),
+    (["--curriculum.max_epochs", "{text: 0}"], 1, "curriculum.max_epochs.text", "above 0", r"such as (\d+)", None),
+    # 4 x 4 patches at 64 px, folded 2 x 2: rows of 2 x 2, which 3 does not divide
+    (
+        [SECOND + "image_pool", "3"],
+        1,
+        "curriculum.stages.1 (images).image_pool",
+        "2 x 2 rows",
+        r"does: (\d+)",
+        SECOND + "image_pool",
+    ),
+    (
+        [SECOND + "image_size", "80"],
+        1,
+        "curriculum.stages.1 (images).image_size",
+        "5 x 5 patches",
+        r"does: (\d+)",
+        SECOND + "image_size",
+    ),
+    (
+        [SECOND + "image_size", "8", SECOND + "image_pool", "2"],
+        1,
+        "curriculum.stages.1 (images).image_size",
+        "0 x 0 patches",
+        r"does: (\d+)",
+        SECOND + "image_size",
+    ),
+    # 576 patches, folded 2 x 2: 144 rows of a picture
+    (
+        [SECOND + "image_size", "384", SECOND + "sequence_length", "144"],
+        1,
+        "curriculum.stages.1 (images).sequence_length",
+        "the 144 tokens of one picture",
+        r"at least (\d+)",
+        SECOND + "sequence_length",
+    ),
+    (
+        [SECOND + "global_batch_size", "6"],
+        1,
+        "curriculum.stages.1 (images).global_batch_size",
+        "4 x 1 = 4",
+        r"nearest that is: (\d+)",
+        SECOND + "global_batch_size",
+    ),
+    (
+        [SECOND + "micro_batch_size", "3"],
+        2,
+        "curriculum.stages.1 (images).micro_batch_size",
+        "3 x 2 = 6",
+        r"micro_batch_size that works: (\d+)",
+        SECOND + "micro_batch_size",
+    ),
+    # the run's batch is shared by stages of 4 and of 6 at once: only 12 suits both
+    (
+        [SECOND + "micro_batch_size", "6", SCHEDULE + "global_batch_size", "13"],
+        1,
+        "schedule.global_batch_size",
+        "not a multiple",
+        r"nearest that is: (\d+)",
+        None,
+    ),
+    (
+        [
+            *(PARALLEL + "tensor_model_parallel_size", "2", PARALLEL + "sequence_parallel", "true"),
+            *(SECOND + "micro_batch_size", "1", SECOND + "sequence_length", "101"),
+        ],
+        2,
+        "curriculum.stages.1 (images).sequence_length",
+        "= 101 must be a multiple",
+        r"nearest sequence_length: (\d+)",
+        SECOND + "sequence_length",
+    ),
+    (
+        [
+            *(PARALLEL + "pipeline_model_parallel_size", "2", PARALLEL + "virtual_pipeline_model_parallel_size", "2"),
+            *(SECOND + "global_batch_size", "12"),
+        ],
+        2,
+        "curriculum.stages.1 (images).global_batch_size",
+        "interleaved schedule needs the 3 micro-batches",
+        r"nearest batch: (\d+)",
+        SECOND + "global_batch_size",
+    ),
+    ([*RAMP, SCHEDULE + "rampup_batch_start", "3"], 1, "schedule.rampup_batch_start", "of 3", r"works: (\d+)", None),
+    # 15 is nearer to 16 than to 12, and 16 is no ramp
+    ([*RAMP, SCHEDULE + "rampup_batch_start", "15"], 1, "schedule.rampup_batch_start", "of 15", r"works: (\d+)", None),
+    ([*RAMP, SCHEDULE + "rampup_batch_increment", "3"], 1, "schedule.rampup_batch_increment", "of 7", r"works: (\d+)", None),
+    ([*RAMP, SCHEDULE + "rampup_batch_start", "20"], 1, "schedule.rampup_batch_start", "not below", r"at most (\d+)", None),
+    ([*RAMP, SCHEDULE + "rampup_packs", "0"], 1, "schedule.rampup_packs", "no ramp", r"at least (\d+)", None),
+    (
         [SECOND + "sources.captions", "-0.5"],
         1,
         "curriculum.stages.1 (images).sources.captions",
@@ -234,7 +406,7 @@ def test_refused_with_a_remedy_in_words(overrides: list[str], field: str, reason
         (
             [FIRST + "until_tokens", "1000"],
             "curriculum.stages.0 (text)",
-            "until or until_tokens, not both",
+            "one of until, until_tokens and until_steps, not until and until_tokens",
             [FIRST + "until", "null"],
         ),
         (
@@ -260,6 +432,102 @@ def test_refused_with_a_remedy_in_words(overrides: list[str], field: str, reason
             "curriculum.stages.1 (images).sources",
             "sum to 1.25",
             [SECOND + "sources.text", "0.5"],
+        ),
+        (
+            [FIRST + "until_steps", "50"],
+            "curriculum.stages.0 (text)",
+            "not until and until_steps",
+            [FIRST + "until", "null"],
+        ),
+        (
+            [SECOND + "until_steps", "90"],
+            "curriculum.stages.1 (images)",
+            "leave its until_steps out",
+            [SECOND + "until_steps", "null"],
+        ),
+        (
+            [FIRST + "ramp", "linear"],
+            "curriculum.stages.0 (text).ramp",
+            "Give sources_from, such as {text: 1.0}",
+            [FIRST + "sources_from", "{text: 1.0}"],
+        ),
+        (
+            [SECOND + "sources_from", "{text: 1.0}"],
+            "curriculum.stages.1 (images).sources_from",
+            "set ramp to linear",
+            [SECOND + "ramp", "linear"],
+        ),
+        (
+            [SECOND + "sources_from", "{video: 1.0}", SECOND + "ramp", "cosine"],
+            "curriculum.stages.1 (images).sources_from.video",
+            "--data.sources.video PREFIX",
+            ["--data.sources.video", "v"],
+        ),
+        (
+            [SECOND + "sources_from", "{text: 0}", SECOND + "ramp", "cosine"],
+            "curriculum.stages.1 (images).sources_from",
+            "give one above 0",
+            [SECOND + "sources_from.text", "1"],
+        ),
+        (
+            [SECOND + "sources_from", "{text: 0.9, captions: 0.2}", SECOND + "ramp", "linear"],
+            "curriculum.stages.1 (images).sources_from",
+            "sum to 1.1",
+            [SECOND + "sources_from.text", "0.8"],
+        ),
+        (
+            [FIRST + "sources", "{text: 3, captions: 1}", SECOND + "ramp", "linear"],
+            "curriculum.stages.1 (images).sources_from",
+            "give sources_from in visual_tokens",
+            [SECOND + "sources_from", "{text: 0.9, captions: 0.1}"],
+        ),
+        (
+            [FIRST + "sources", "{text: 3}", SECOND + "ramp", "linear"],
+            "curriculum.stages.1 (images).sources_from",
+            "sum to 3",
+            [SECOND + "sources_from", "{text: 1.0}"],
+        ),
+        (
+            [SECOND + "rewarm_lr", "1e-3"],
+            "curriculum.stages.1 (images).rewarm_lr",
+            "set lr_policy to rewarm or restart",
+            [SECOND + "lr_policy", "restart"],
+        ),
+        (
+            [SECOND + "min_lr", "1e-4"],
+            "curriculum.stages.1 (images).min_lr",
+            "restart or cooldown",
+            [SECOND + "lr_policy", "cooldown"],
+        ),
+        (
+            [SECOND + "lr_policy", "cooldown", SECOND + "lr_decay", "constant"],
+            "curriculum.stages.1 (images).lr_decay",
+            "set it to linear",
+            [SECOND + "lr_decay", "linear"],
+        ),
+        (
+            [SECOND + "loss_weights", "{captions: 1}"],
+            "curriculum.stages.1 (images).loss_weights.captions",
+            "text and caption",
+            None,
+        ),
+        (
+            [SECOND + "loss_weights", "{text: 0, caption: 0}"],
+            "curriculum.stages.1 (images).loss_weights",
+            "one above 0",
+            [SECOND + "loss_weights.text", "1"],
+        ),
+        (
+            ["--curriculum.max_epochs", "{video: 1}"],
+            "curriculum.max_epochs.video",
+            "--data.sources.video PREFIX",
+            ["--data.sources.video", "v"],
+        ),
+        (
+            [SECOND + "image_size", "512", SECOND + "freeze", "[vision]"],
+            "curriculum.stages.1 (images).sequence_length",
+            "give image_pool",
+            [SECOND + "image_pool", "2"],
         ),
         ([SECOND + "name", "text"], "curriculum.stages", "'text'; names must differ", [SECOND + "name", "other"]),
         (["--optimizer.lr_mult", "{visoin: 2}"], "optimizer.lr_mult.visoin", "language, vision and projector", None),
@@ -288,6 +556,11 @@ def test_the_remedy_in_words_removes_the_problem(
         "data.window_packs",
         "parallel.tensor_model_parallel_size",
         "schedule.micro_batch_size",
+        "schedule.rampup_batch_start",
+        "schedule.rampup_batch_increment",
+        "curriculum.stages.1.sequence_length",
+        "curriculum.stages.1.image_pool",
+        "curriculum.stages.0.global_batch_size",
     ],
 )
 def test_sizes_below_one_are_named_before_anything_is_divided_by_them(field: str) -> None:
@@ -321,3 +594,24 @@ def test_evaluation_asks_only_for_the_layout() -> None:
     bad_batch = tiny(SCHEDULE + "global_batch_size", "7", "--data.tokenizer", "''")
     assert layout_problems(bad_batch, 1) == []
     assert len(layout_problems(tiny(PARALLEL + "pipeline_model_parallel_size", "3"), 3)) == 1
+
+
+def test_a_short_stage_without_pictures_is_no_problem() -> None:
+    """Where nothing of the pictures' path is trained, a pack may be shorter than a picture."""
+    short = [FIRST + "sequence_length", "4"]
+    assert problems(tiny(*short), 1) == []
+    refused([*short, FIRST + "freeze", "[vision]"], 1, "curriculum.stages.0 (text).sequence_length", "freeze: [vision, proj")
+
+
+def test_a_ramp_is_checked_against_the_stages_that_it_goes_through() -> None:
+    """Sixteen packs at once in the second stage, four in the first: a ramp over in the first need not suit the second."""
+    wide = [*RAMP, SECOND + "micro_batch_size", "16", FIRST + "until", "null", FIRST + "until_steps"]
+    assert problems(tiny(*wide, "20"), 1) == []
+    refused([*wide, "2"], 1, "schedule.rampup_batch_start", "stage 'images' deals out at once")
+
+
+def test_a_plan_asks_for_no_ranks_and_no_data() -> None:
+    bare = tiny("--data.tokenizer", "''", SCHEDULE + "global_batch_size", "7")
+    assert plan_problems(bare) == []
+    assert plan_problems(tiny(SCHEDULE + "warmup_steps", "100")) != []
+    assert plan_problems(tiny(SECOND + "image_pool", "0")) == ["curriculum.stages.1.image_pool: 0 must be at least 1"]

@@ -127,3 +127,67 @@ def test_it_is_a_pure_function() -> None:
     forward = [law(step) for step in range(TOTAL)]
     assert [law(step) for step in reversed(range(TOTAL))] == forward[::-1]
     assert [learning_rate_law(config)(step) for step in (90, 3, 44)] == [forward[90], forward[3], forward[44]]
+
+
+def test_constant_holds_the_rate_at_which_the_stage_begins() -> None:
+    stages = (StageConfig(until=0.5), StageConfig(until=0.7, lr_policy="constant"), StageConfig())
+    law, base = learning_rate_law(run(*stages, decay="linear")), learning_rate_law(run(decay="linear"))
+    assert [law(step) for step in range(56)] == [base(step) for step in range(56)]
+    # and a stage that goes on goes on along it
+    assert {law(step) for step in range(55, TOTAL)} == {base(55)}
+
+
+def test_constant_lets_the_runs_warm_up_finish() -> None:
+    law = learning_rate_law(run(StageConfig(until=0.5, lr_policy="constant"), StageConfig(lr_policy="cooldown")))
+    assert [law(step) for step in range(WARMUP)] == pytest.approx([PEAK * (step + 1) / WARMUP for step in range(WARMUP)])
+    assert {law(step) for step in range(WARMUP, 55)} == {PEAK}
+    assert law(55) < PEAK
+
+
+def test_restart_is_a_whole_run_in_one_stage() -> None:
+    """Its values are those of a run as long as the stage, with the stage's peak, minimum and decay."""
+    stage = StageConfig(until=0.9, lr_policy="restart", rewarm_steps=4, rewarm_lr=0.5, min_lr=0.05, lr_decay="cosine")
+    law = learning_rate_law(run(StageConfig(until=0.4), stage, StageConfig(), decay="linear"))
+    alone = learning_rate_law(run(lr=0.5, min_lr=0.05, warmup_steps=4, train_steps=55, decay="cosine"))
+    assert [law(step) for step in range(44, 99)] == [alone(step) for step in range(55)]
+    assert law(99) == law(TOTAL - 1) == pytest.approx(0.05), "a stage that goes on stays at the restart's minimum"
+
+
+def test_a_stage_may_have_its_own_minimum_and_decay() -> None:
+    cool = StageConfig(lr_policy="cooldown", min_lr=0.0, lr_decay="cosine")
+    law = learning_rate_law(run(StageConfig(until=0.5), cool, decay="constant"))
+    expected = [(1 + math.cos(math.pi * part / 55)) / 2 for part in range(1, 56)]
+    assert [law(step) for step in range(55, TOTAL)] == pytest.approx(expected)
+    warm = StageConfig(lr_policy="rewarm", rewarm_steps=5, min_lr=0.5, lr_decay="linear")
+    assert learning_rate_law(run(StageConfig(until=0.5), warm, decay="constant"))(TOTAL) == 0.5
+
+
+def test_the_decay_goes_by_positions_where_steps_are_unlike() -> None:
+    """Half of the positions are done after two thirds of the steps: there the line is half-way down."""
+    config = run(
+        StageConfig(until_steps=80),
+        StageConfig(global_batch_size=16),
+        decay="linear",
+        global_batch_size=8,
+        train_steps=120,
+        warmup_steps=0,
+    )
+    law = learning_rate_law(config)
+    assert law(80) == pytest.approx((PEAK + LOW) / 2)
+    assert law(40) == pytest.approx(PEAK - 0.9 / 4)
+    assert law(100) == pytest.approx(LOW + 0.9 / 4)
+
+
+@pytest.mark.parametrize("policy", ["rewarm", "restart", "constant", "continue"])
+@pytest.mark.parametrize("decay", ["cosine", "linear", "wsd"])
+def test_equal_positions_have_equal_rates_whatever_the_batch(policy: Any, decay: str) -> None:
+    """A batch half as large and twice the steps: the rate after as many positions is the same."""
+    rates = []
+    for batch in (8, 4):
+        per, steps = 8 // batch, 100 * (8 // batch)
+        warm = 10 * per if policy in ("rewarm", "restart") else 0
+        stages = (StageConfig(until=0.5), StageConfig(lr_policy=policy, rewarm_steps=warm))
+        law = learning_rate_law(run(*stages, decay=decay, train_steps=steps, global_batch_size=batch, warmup_steps=0))
+        after = 60 if warm else 51
+        rates.append([law(step * per) for step in (*range(50), *range(after, 100))])
+    assert rates[0] == pytest.approx(rates[1])

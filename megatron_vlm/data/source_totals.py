@@ -1,0 +1,69 @@
+"""How much a dataset holds for training, counted from its index alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_vlm.data.indexed_format import IMAGE_MODE
+from megatron_vlm.data.indexed_reader import IndexedReader
+
+_CHUNK = 1 << 18  # documents that a pass holds in memory
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTotals:
+    """One pass over a source, with pictures expanded: documents that have a position, their positions, their pictures."""
+
+    documents: int
+    positions: int
+    pictures: int
+
+
+def count_totals(reader: IndexedReader, image_tokens: int) -> SourceTotals:
+    """Totals of a dataset where a picture takes `image_tokens` ids; counts as `DocumentSource` does, in little memory.
+
+    A document of n expanded ids has n - 1 positions, one more if it ends with a picture (an end-of-document follows it);
+    documents with fewer than 2 ids have none and are not counted.
+
+    Raises:
+        DataError: the index is damaged.
+    """
+    documents = positions = pictures = 0
+    borders = reader.document_indices
+    for start in range(0, reader.document_count, _CHUNK):
+        after = borders[start : start + _CHUNK + 1]
+        first, last = int(after[0]), int(after[-1])
+        if not 0 <= first <= last <= reader.sequence_count or np.any(after[1:] < after[:-1]):
+            reader.verify()  # says what is wrong
+        at = after - first
+        ids = reader.sequence_lengths[first:last]
+        if reader.multimodal:
+            image = reader.modes[first:last] == IMAGE_MODE
+            ids = np.where(image, image_tokens, ids)
+            shown = _by_document(image, at)
+            ends_with_picture = np.zeros(len(shown), np.int64)
+            filled = at[1:] > at[:-1]
+            ends_with_picture[filled] = image[at[1:][filled] - 1]
+        length = _by_document(ids, at)
+        if reader.multimodal:
+            length += ends_with_picture
+        usable = length >= 2
+        count = int(np.count_nonzero(usable))
+        documents += count
+        positions += int(length.sum(where=usable)) - count
+        if reader.multimodal:
+            pictures += int(shown.sum(where=usable))
+    return SourceTotals(documents, positions, pictures)
+
+
+def _by_document(per_sequence: npt.NDArray[np.generic], at: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Sums over the sequences `at[d] .. at[d + 1]` of each document, int64[D]."""
+    if len(per_sequence) == len(at) - 1 and (len(at) < 2 or int(at[0]) == 0 and bool(np.all(np.diff(at) == 1))):
+        return per_sequence.astype(np.int64)  # a sequence a document, as text is
+    # differences of a running sum: np.add.reduceat gives an empty document its neighbour's value
+    running = np.zeros(len(per_sequence) + 1, np.int64)
+    np.cumsum(per_sequence, dtype=np.int64, out=running[1:])
+    return np.diff(running[at])
