@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     config = layout_for(config, world_size_from_environment(), given.get("parallel", {}))
     scorer = Scorer(checkpoint, config)
     try:
-        sources = open_sources(config.data.validation, scorer.tokenizer, config.model.image_tokens)
+        sources = open_sources(config.data.validation, scorer.tokenizer, scorer.shape.image_tokens)
         held_out = {name: measure_held_out(scorer, source, args.limit) for name, source in sources.items()}
         naming = {
             name: NamingTask(scorer, args.template).measure(make_questions(tars, args.name_key, limit=args.limit))

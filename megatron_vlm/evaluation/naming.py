@@ -101,8 +101,8 @@ class NamingTask:
         self._before, self._after = before, after
 
     def _document(self, picture: np.ndarray | None, name: str) -> Scored:
-        config, tokens = self.scorer.config, self.scorer.tokens
-        placeholders = [tokens.image_token_id] * config.model.image_tokens
+        tokens = self.scorer.tokens
+        placeholders = [tokens.image_token_id] * self.scorer.shape.image_tokens
         text = self.scorer.tokenizer.encode(self._before + name + self._after)
         prefix = self.scorer.tokenizer.encode(self._before.rstrip())
         shared = len(prefix) if text[: len(prefix)] == prefix else 0
@@ -112,7 +112,7 @@ class NamingTask:
 
     def measure(self, questions: Sequence[Question]) -> Naming:
         config = self.scorer.config
-        size = config.model.vision.image_size
+        size = self.scorer.shape.image_size
         decoder = open_decoder(config.data.pictures, config.model.vision.pixel_mean)
         pictures: list[np.ndarray | None] = [
             decode_picture(q.image, size, f"naming, {q.key}", decoder) if self.scorer.decodes else None for q in questions

@@ -36,6 +36,8 @@ class Scorer:
         if problems:
             raise ConfigError("this layout cannot run:\n" + "\n".join(f"  - {line}" for line in problems))
         self.step = int(run["step"])
+        #: packs and pictures are those of the last step that was trained
+        self.shape = config.shape_of(max(0, self.step - 1))
         self.tokenizer = Tokenizer.load(Path(config.data.tokenizer))
         if self.tokenizer.fingerprint != run["tokenizer_fingerprint"]:
             raise DataError(
@@ -54,7 +56,7 @@ class Scorer:
 
     def score(self, documents: Sequence[Scored]) -> np.ndarray:
         """float64 `[documents, 2]`: negative log-likelihood in nats, and the number of labels it sums over."""
-        return score_documents(self.engine, self.config, self.topology, self.tokens, documents)
+        return score_documents(self.engine, self.shape, self.topology, self.tokens, documents)
 
 
 def layout_for(config: RunConfig, world_size: int, given: dict[str, Any]) -> RunConfig:

@@ -300,7 +300,7 @@ class Run:
         return bool(flag.item())
 
     def _evaluate(self, log: MetricsLog | None) -> None:
-        losses = self.validation.measure(self.engine)
+        losses = self.validation.measure(self.engine, self.config.shape_of(self.step))
         if log is not None and losses:
             log.write({"kind": "eval", "step": self.step, "losses": losses})
             shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())

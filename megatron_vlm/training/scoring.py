@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from torch import Tensor
 
 from megatron_vlm.config.data import TokenCounts
-from megatron_vlm.config.run import RunConfig
+from megatron_vlm.config.steps import StepShape
 from megatron_vlm.data.micro_batch import MicroBatch, make_micro_batch
 from megatron_vlm.ops.assemble import Segment
 from megatron_vlm.ops.faults import raise_faults
@@ -43,22 +43,22 @@ def _rows(documents: Sequence[Scored], capacity: int) -> list[list[int]]:
 
 
 def score_documents(
-    engine: Engine, config: RunConfig, topology: Topology, tokens: TokenCounts, documents: Sequence[Scored]
+    engine: Engine, shape: StepShape, topology: Topology, tokens: TokenCounts, documents: Sequence[Scored]
 ) -> np.ndarray:
     """Negative log-likelihood of each document's trained labels.
 
-    Every rank passes the same documents; data-parallel ranks share the rows.
+    Every rank passes the same documents, made for the lengths and pictures of `shape`; data-parallel ranks share the rows.
 
     Returns:
         float64 `[documents, 2]` on every rank: sum over the labels in nats, and their number.
     """
-    capacity = config.data.sequence_length
+    capacity = shape.sequence_length
     rows = _rows(documents, capacity)
     mine = rows[topology.data_rank :: topology.data_size]
     chunks = len(engine.forward_chunks)
     result = torch.zeros(len(documents), 2, dtype=torch.float64)
     if mine:
-        batches = [_batch(row, documents, config, topology, tokens) for row in mine]
+        batches = [_batch(row, documents, shape, topology, tokens) for row in mine]
         if chunks > 1:  # the interleaved schedule wants whole groups of micro-batches
             batches += batches[-1:] * (-len(batches) % topology.pipeline_size)
         outputs = _forward(engine, batches)
@@ -79,19 +79,20 @@ def score_documents(
 def _batch(
     row: Sequence[int],
     documents: Sequence[Scored],
-    config: RunConfig,
+    shape: StepShape,
     topology: Topology,
     tokens: TokenCounts,
 ) -> MicroBatch:
     pictures = [picture for number in row for picture in documents[number].pictures]
-    return make_micro_batch(
+    batch = make_micro_batch(
         [[documents[number].segment for number in row]],
         pictures if topology.on_first_stage else None,
-        config.data.sequence_length,
+        shape.sequence_length,
         tokens,
-        config.model.image_tokens,
-        config.model.vision.image_size,
-    ).to(topology.device)
+        shape.image_tokens,
+        shape.image_size,
+    )
+    return replace(batch, image_pool=shape.image_pool).to(topology.device)
 
 
 @torch.no_grad()

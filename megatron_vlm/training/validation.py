@@ -6,6 +6,7 @@ import numpy as np
 
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.config.steps import StepShape
 from megatron_vlm.data.decoding.decoder import open_decoder
 from megatron_vlm.data.documents import DocumentSource
 from megatron_vlm.data.order import epoch_order
@@ -15,14 +16,16 @@ from megatron_vlm.training.engine import Engine
 from megatron_vlm.training.scoring import Scored, score_documents
 
 
-def held_out_documents(source: DocumentSource, config: RunConfig, limit: int, pictures: bool) -> list[Scored]:
+def held_out_documents(
+    source: DocumentSource, config: RunConfig, shape: StepShape, limit: int, pictures: bool
+) -> list[Scored]:
     """Up to `limit` (0: all) documents, the same ones each time; texts longer than a pack as pieces of one.
 
-    `pictures` says whether this rank decodes them.
+    `shape` says how long a pack is and how pictures are shown, `pictures` whether this rank decodes them.
     """
     order = epoch_order(source.usable_documents(), 0, source.name, 0)[: limit or None]
-    known = source.lengths(order)
-    capacity = config.data.sequence_length
+    known = source.lengths(order, shape.image_tokens)
+    capacity = shape.sequence_length
     scored: list[Scored] = []
     decoder = open_decoder(config.data.pictures, config.model.vision.pixel_mean) if pictures else None
     for document, whole, shown, end in zip(
@@ -31,32 +34,37 @@ def held_out_documents(source: DocumentSource, config: RunConfig, limit: int, pi
         if end > capacity:
             continue
         for start in range(0, 1 if shown else whole, capacity):
-            segment, sequences = source.segment(document, start, min(capacity, whole - start))
+            segment, sequences = source.segment(document, start, min(capacity, whole - start), shape.image_tokens)
             where = f"{source.reader.prefix}, document {document}"
-            size = config.model.vision.image_size
             encoded = [source.reader.image_bytes(sequence) for sequence in sequences if pictures]
-            found = tuple(decode_picture(data, size, where, decoder) for data in encoded)
+            found = tuple(decode_picture(data, shape.image_size, where, decoder) for data in encoded)
             scored.append(Scored(segment, found))
     return scored
 
 
 class Validation:
-    """The validation sources, read once and scored when asked."""
+    """The validation sources, read once for each way of showing them and scored when asked."""
 
     def __init__(
         self, config: RunConfig, topology: Topology, tokens: TokenCounts, sources: dict[str, DocumentSource]
     ) -> None:
-        self.config, self.topology, self.tokens = config, topology, tokens
-        limit = config.data.validation_documents
-        self.documents = {
-            name: held_out_documents(source, config, limit, topology.on_first_stage) for name, source in sources.items()
-        }
+        self.config, self.topology, self.tokens, self.sources = config, topology, tokens, sources
+        self._shown: tuple[int, int, int] | None = None
+        self._documents: dict[str, list[Scored]] = {}
 
-    def measure(self, engine: Engine) -> dict[str, float]:
-        """Source -> mean loss of its held-out tokens, in nats."""
+    def measure(self, engine: Engine, shape: StepShape) -> dict[str, float]:
+        """Source -> mean loss of its held-out tokens, in nats, in packs and pictures of a step of `shape`."""
         losses = {}
-        for name, documents in self.documents.items():
+        for name, documents in self._read(shape).items():
             if documents:
-                scores = score_documents(engine, self.config, self.topology, self.tokens, documents)
+                scores = score_documents(engine, shape, self.topology, self.tokens, documents)
                 losses[name] = float(scores[:, 0].sum() / max(1.0, np.sum(scores[:, 1])))
         return losses
+
+    def _read(self, shape: StepShape) -> dict[str, list[Scored]]:
+        shown = (shape.sequence_length, shape.image_size, shape.image_tokens)
+        if shown != self._shown:
+            limit, decodes = self.config.data.validation_documents, self.topology.on_first_stage
+            self._documents = {n: held_out_documents(s, self.config, shape, limit, decodes) for n, s in self.sources.items()}
+            self._shown = shown
+        return self._documents
