@@ -275,6 +275,19 @@ def _data(config: RunConfig) -> Iterator[str]:
         yield "data.tokenizer: give the tokenizer that the datasets were made with (--data.tokenizer PATH)"
 
 
+def _loader(config: RunConfig) -> Iterator[str]:
+    loader = config.loader
+    if loader.workers < 0:
+        yield f"loader.workers: {loader.workers} must be at least 0 (0: the rank makes its micro-batches itself)"
+    if loader.prefetch_steps < 1:
+        yield (f"loader.prefetch_steps: {loader.prefetch_steps} must be at least 1; loader.workers 0 makes nothing ahead")
+    if not (loader.timeout_s >= 1 and math.isfinite(loader.timeout_s)):
+        yield (
+            f"loader.timeout_s: {loader.timeout_s:g} must be from 1 to a finite number of seconds: a worker that starts and "
+            f"reads from a slow disk is not hung; 120 is a good value"
+        )
+
+
 def problems(config: RunConfig, world_size: int) -> list[str]:
     """Every reason why this configuration cannot run on `world_size` ranks; empty when it can."""
     found = list(_positive(config))
@@ -285,6 +298,7 @@ def problems(config: RunConfig, world_size: int) -> list[str]:
         *_layout(config, world_size),
         *_curriculum(config),
         *_data(config),
+        *_loader(config),
         *_schedule(config),
     ]
 

@@ -69,6 +69,7 @@ class DocumentSource:
         self.has_pictures = bool(pictures.any())
         #: sizes of pictures and what is learnt, int32[N, 2]; None where the dataset does not say
         self.facts = open_sequence_facts(reader.prefix, reader.sequence_count)
+        self._indexed: dict[int, IndexedSource] = {}
 
     @cached_property
     def mean_positions(self) -> float:
@@ -91,7 +92,9 @@ class DocumentSource:
             end = total if picture else end
         return end
 
-    def ids(self, document: int, start: int, count: int) -> tuple[npt.NDArray[np.int32], list[int]]:
+    def ids(
+        self, document: int, start: int, count: int, image_tokens: int | None = None
+    ) -> tuple[npt.NDArray[np.int32], list[int]]:
         """Expanded ids `[start, start + count)` and the sequences of the pictures that begin in that range.
 
         Raises:
@@ -99,10 +102,11 @@ class DocumentSource:
         """
         out = np.full(count, self.token_counts.eod_id, np.int32)
         pictures: list[int] = []
+        rows = image_tokens or self.image_tokens
         at = 0  # position of the sequence in the document
         for sequence in self.reader.document_sequences(document):
             picture = self.reader.modes[sequence] == IMAGE_MODE
-            length = self.image_tokens if picture else int(self.reader.sequence_lengths[sequence])
+            length = rows if picture else int(self.reader.sequence_lengths[sequence])
             begin, end = max(start, at), min(start + count, at + length)
             if begin < end:
                 place = slice(begin - start, end - start)
@@ -119,16 +123,19 @@ class DocumentSource:
                 break
         return out, pictures
 
-    def segment(self, document: int, start: int, positions: int) -> tuple[Segment, list[int]]:
+    def segment(
+        self, document: int, start: int, positions: int, image_tokens: int | None = None
+    ) -> tuple[Segment, list[int]]:
         """Positions of a document to be packed, with what of them is not learnt, and the sequences of its pictures.
 
         Raises DataError as `ids` does.
         """
-        ids, pictures = self.ids(document, start, positions + 1)
+        rows = image_tokens or self.image_tokens
+        ids, pictures = self.ids(document, start, positions + 1, rows)
         modality = MODALITY_CAPTION if self.pictures[document] else MODALITY_TEXT
-        return Segment(ids, modality, masked=self._masked(document, start, positions + 1)), pictures
+        return Segment(ids, modality, masked=self._masked(document, start, positions + 1, rows)), pictures
 
-    def _masked(self, document: int, start: int, count: int) -> tuple[tuple[int, int], ...]:
+    def _masked(self, document: int, start: int, count: int, rows: int) -> tuple[tuple[int, int], ...]:
         """Ranges of the ids `[start, start + count)`, counted from `start`, that are read and not learnt."""
         if self.facts is None:
             return ()
@@ -136,7 +143,7 @@ class DocumentSource:
         at = 0
         for sequence in self.reader.document_sequences(document):
             picture = self.reader.modes[sequence] == IMAGE_MODE
-            length = self.image_tokens if picture else int(self.reader.sequence_lengths[sequence])
+            length = rows if picture else int(self.reader.sequence_lengths[sequence])
             begin, end = max(start, at), min(start + count, at + length)
             if begin < end and not picture and not self.facts[sequence, 0]:
                 ranges.append((begin - start, end - start))
@@ -162,15 +169,16 @@ class DocumentSource:
             f"made with another tokenizer"
         )
 
-    @cached_property
-    def indexed(self) -> IndexedSource | None:
-        """The dataset as the native operator reads it, or None where there is none."""
+    def indexed_at(self, image_tokens: int) -> IndexedSource | None:
+        """The dataset as the native operator reads it with so many placeholders a picture, or None without operators."""
         native = native_operators()
         if native is None:
             return None
-        reader = self.reader
-        index = (reader.sequence_lengths, reader.sequence_pointers, reader.document_indices, reader.modes)
-        return IndexedSource(native, reader.data, reader.dtype, *index, self.image_tokens, self.facts)
+        if image_tokens not in self._indexed:
+            reader = self.reader
+            index = (reader.sequence_lengths, reader.sequence_pointers, reader.document_indices, reader.modes)
+            self._indexed[image_tokens] = IndexedSource(native, reader.data, reader.dtype, *index, image_tokens, self.facts)
+        return self._indexed[image_tokens]
 
 
 def _ends_with_picture(reader: IndexedReader) -> npt.NDArray[np.int64]:

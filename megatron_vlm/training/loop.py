@@ -62,10 +62,7 @@ class Run:
         self.engine = Engine(config, self.tokens, self.topology)
         self.maker = MicroBatchMaker(
             list(sources.values()),
-            config.data.sequence_length,
             self.tokens,
-            config.model.image_tokens,
-            config.model.vision.image_size,
             decode_pictures=self.topology.on_first_stage,
             pin_memory=self.topology.device.type == "cuda",
         )
@@ -132,8 +129,9 @@ class Run:
             pictures = sum(int(sources[span.source].pictures[span.document]) for span in pack if span.start == 0)
             shapes.append(BatchShape(self.config.data.sequence_length, tuple(span.length for span in pack), pictures))
         mine = [packs[number] for number in self._share(shapes)]
-        micro = schedule.micro_batch_size
-        batches = [self.maker(mine[first : first + micro]).to(self.topology.device) for first in range(0, len(mine), micro)]
+        micro, shape = schedule.micro_batch_size, self.config.shape_of(self.step)
+        cut = [mine[first : first + micro] for first in range(0, len(mine), micro)]
+        batches = [self.maker(packs, shape).to(self.topology.device) for packs in cut]
         whole = BatchShape(
             sum(shape.positions for shape in shapes),
             tuple(length for shape in shapes for length in shape.document_lengths),

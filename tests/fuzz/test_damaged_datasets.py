@@ -134,7 +134,7 @@ def read_as_training_does(reader: IndexedReader, verified: bool) -> None:
     assert native is not None
     if verified:
         source = DocumentSource("d", reader, TOKENS, 2)
-        indexed = source.indexed
+        indexed = source.indexed_at(2)
         for document in source.documents[:READ].tolist():
             try:
                 source.ids(document, 0, 3)
@@ -142,8 +142,8 @@ def read_as_training_does(reader: IndexedReader, verified: bool) -> None:
                 continue
     else:
         source = DocumentSource.__new__(DocumentSource)
-        source.reader, source.image_tokens, source.facts = reader, 2, None
-        indexed = source.indexed
+        source.reader, source.image_tokens, source.facts, source._indexed = reader, 2, None, {}
+        indexed = source.indexed_at(2)
     assert indexed is not None
     ids = {"image_token_id": 1, "pad_id": 2, "eod_id": 0, "vocab_size": 300}
     for document in range(min(reader.document_count, 4)):
