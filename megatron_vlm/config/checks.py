@@ -216,6 +216,19 @@ def plan_problems(config: RunConfig) -> list[str]:
     return list(_positive(config)) or [*curriculum_problems(config), *picture_problems(config), *_schedule(config)]
 
 
+def _loader(config: RunConfig) -> Iterator[str]:
+    loader = config.loader
+    if loader.workers < 0:
+        yield f"loader.workers: {loader.workers} must be at least 0 (0: the rank makes its micro-batches itself)"
+    if loader.prefetch_steps < 1:
+        yield (f"loader.prefetch_steps: {loader.prefetch_steps} must be at least 1; loader.workers 0 makes nothing ahead")
+    if not (loader.timeout_s >= 1 and math.isfinite(loader.timeout_s)):
+        yield (
+            f"loader.timeout_s: {loader.timeout_s:g} must be from 1 to a finite number of seconds: a worker that starts and "
+            f"reads from a slow disk is not hung; 120 is a good value"
+        )
+
+
 def problems(config: RunConfig, world_size: int) -> list[str]:
     """Every reason why this configuration cannot run on `world_size` ranks; empty when it can."""
     found = list(_positive(config))
@@ -228,6 +241,7 @@ def problems(config: RunConfig, world_size: int) -> list[str]:
         *curriculum_problems(config),
         *picture_problems(config),
         *_data(config),
+        *_loader(config),
         *_schedule(config),
     ]
 

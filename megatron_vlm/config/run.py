@@ -10,6 +10,7 @@ from itertools import accumulate
 from megatron_vlm.config.bookkeeping import CheckpointConfig, LoggingConfig
 from megatron_vlm.config.curriculum import CurriculumConfig
 from megatron_vlm.config.data import DataConfig
+from megatron_vlm.config.loader import LoaderConfig
 from megatron_vlm.config.model import ModelConfig
 from megatron_vlm.config.optimization import OptimizerConfig, ScheduleConfig
 from megatron_vlm.config.parallel import ParallelConfig
@@ -20,6 +21,7 @@ from megatron_vlm.config.steps import Segment, StepShape, run_segments
 class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

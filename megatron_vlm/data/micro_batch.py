@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from megatron_vlm.config.data import TokenCounts
-from megatron_vlm.data.broken_pictures import BrokenPicture
-from megatron_vlm.data.decoding.decoder import Decoder
-from megatron_vlm.data.documents import DocumentSource, Span
-from megatron_vlm.data.pictures import decode_picture
-from megatron_vlm.ops.assemble import (
-    BatchBuffers,
-    PackedBatch,
-    Segment,
-    assemble_packs,
+from megatron_vlm.config.pictures import PicturesConfig
+from megatron_vlm.config.steps import StepShape
+from megatron_vlm.data.broken_pictures import BrokenPicture, refuse
+from megatron_vlm.data.decoding.decoder import Decoder, open_decoder
+from megatron_vlm.data.documents import Span
+from megatron_vlm.data.micro_batch_arrays import (
+    ArrayMaker,
+    MicroBatchArrays,
+    MicroBatchMemory,
+    SpanSource,
+    check_picture_count,
 )
-from megatron_vlm.ops.assemble_spans import assemble_spans
-from megatron_vlm.ops.native import NativeOperators, native_operators
+from megatron_vlm.ops.assemble import BatchBuffers, Segment, assemble_packs
 
 
 @dataclass(frozen=True)
@@ -74,35 +74,30 @@ def make_micro_batch(
     batch = assemble_packs(
         segments, sequence_length=sequence_length, image_token_id=tokens.image_token_id, pad_id=tokens.pad_id
     )
-    return _as_tensors(batch, pixels, image_tokens, image_size)
-
-
-def _as_tensors(
-    batch: PackedBatch,
-    pixels: Sequence[np.ndarray] | None,
-    image_tokens: int,
-    image_size: int,
-    broken: tuple[BrokenPicture, ...] = (),
-) -> MicroBatch:
-    stacked, pictures = None, batch.image_rows // image_tokens
+    stacked = None
     if pixels is not None:
-        if len(pixels) != pictures:
-            raise ValueError(f"{len(pixels)} pictures for the {batch.image_rows} placeholders of {pictures}")
-        shape = (0, image_size, image_size, 3)
-        stacked = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(shape, dtype=torch.uint8)
+        check_picture_count(len(pixels), batch.image_rows, image_tokens)
+        stacked = np.stack(pixels) if pixels else np.empty((0, image_size, image_size, 3), np.uint8)
+    return as_tensors(MicroBatchArrays(batch, stacked, batch.image_rows // image_tokens))
+
+
+def as_tensors(arrays: MicroBatchArrays) -> MicroBatch:
+    """The same memory as tensors: nothing is copied."""
+    batch = arrays.batch
     rows: dict[str, Any] = {name: torch.from_numpy(getattr(batch, name)).unsqueeze(0) for name in BatchBuffers.dtypes()}
     return MicroBatch(
         **rows,
         cu_seqlens=torch.from_numpy(batch.cu_seqlens),
         max_seqlen=batch.max_seqlen,
-        pixels=stacked,
+        pixels=None if arrays.pixels is None else torch.from_numpy(arrays.pixels),
         document_lengths=tuple(np.diff(batch.cu_seqlens).tolist()),
-        pictures=pictures,
-        broken=broken,
+        pictures=arrays.pictures,
+        broken=arrays.broken,
+        image_pool=arrays.image_pool,
     )
 
 
-def _pinned(positions: int) -> BatchBuffers:
+def pinned_buffers(positions: int) -> BatchBuffers:
     """Buffers from which a copy to a GPU runs beside everything else."""
     dtypes = {np.int64: torch.int64, np.int32: torch.int32, np.float32: torch.float32, np.uint8: torch.uint8}
     arrays = (torch.empty(positions, dtype=dtypes[d], pin_memory=True).numpy() for d in BatchBuffers.dtypes().values())
@@ -110,98 +105,32 @@ def _pinned(positions: int) -> BatchBuffers:
 
 
 class MicroBatchMaker:
-    """Reads the spans of packs from their sources and assembles them."""
+    """Reads the spans of packs from their sources and assembles them, in this process.
+
+    `decode_pictures` says whether pictures are read at all. `decoder` is the run's, which makes broken pictures grey and
+    names them in the batch; None: Pillow, squashed, to which they are an error.
+    """
 
     def __init__(
         self,
-        sources: Sequence[DocumentSource],
-        sequence_length: int,
+        sources: Sequence[SpanSource],
         tokens: TokenCounts,
-        image_tokens: int,
-        image_size: int,
         decode_pictures: bool,
         pin_memory: bool = False,
         decoder: Decoder | None = None,
     ) -> None:
-        """`decoder` is the run's, which makes broken pictures grey and names them in the batch; None: Pillow, squashed, to
-        which they are an error."""
-        self.sources, self.sequence_length, self.tokens = tuple(sources), sequence_length, tokens
-        self.image_tokens, self.image_size, self.decode_pictures = image_tokens, image_size, decode_pictures
-        self.pin_memory, self.decoder = pin_memory, decoder
+        self.pin_memory, self._strict = pin_memory, decoder is None
+        chosen = decoder or open_decoder(PicturesConfig(decoder="pillow"))
+        self.arrays = ArrayMaker(sources, tokens, chosen if decode_pictures else None)
 
-    def __call__(self, packs: Sequence[Sequence[Span]]) -> MicroBatch:
+    def __call__(self, packs: Sequence[Sequence[Span]], shape: StepShape) -> MicroBatch:
         """
         Raises:
             DataError: a text id that must not be there, or without a `decoder` a picture that does not decode, naming the
                 document.
         """
-        native = native_operators()
-        batch, pictures = self._assemble(native, packs) if native else self._assemble_reference(packs)
-        if self.decode_pictures and self.decoder is not None:
-            pixels, broken = self._decode_all(self.decoder, pictures)
-            return _as_tensors(batch, list(pixels), self.image_tokens, self.image_size, broken)
-        decoded = [self._decode(*place) for place in pictures] if self.decode_pictures else None
-        return _as_tensors(batch, decoded, self.image_tokens, self.image_size)
-
-    def _assemble(
-        self, native: NativeOperators, packs: Sequence[Sequence[Span]]
-    ) -> tuple[PackedBatch, list[tuple[int, int]]]:
-        """The batch, and the source and sequence of each of its pictures in reading order."""
-        indexed = [source.indexed_at(self.image_tokens) for source in self.sources]
-        rows = [(span.source, span.document, span.start, span.length) for pack in packs for span in pack]
-        spans: npt.NDArray[np.int64] = np.array(rows, np.int64).reshape(-1, 4)
-        batch, pictures, fault = assemble_spans(
-            native,
-            [source for source in indexed if source is not None],
-            spans,
-            np.array([len(pack) for pack in packs], np.int64),
-            sequence_length=self.sequence_length,
-            image_token_id=self.tokens.image_token_id,
-            pad_id=self.tokens.pad_id,
-            eod_id=self.tokens.eod_id,
-            vocab_size=self.tokens.vocab_size,
-            buffers=_pinned(len(packs) * self.sequence_length) if self.pin_memory else None,
-        )
-        if fault is not None:
-            source, document, _, _ = rows[fault.span]
-            raise self.sources[source].wrong_id(document, fault.token_id)
-        return batch, [(int(source), int(sequence)) for source, sequence in pictures]
-
-    def _assemble_reference(self, packs: Sequence[Sequence[Span]]) -> tuple[PackedBatch, list[tuple[int, int]]]:
-        """The same by numpy, document by document."""
-        segments: list[list[Segment]] = []
-        pictures: list[tuple[int, int]] = []
-        for pack in packs:
-            segments.append([])
-            for span in pack:
-                source = self.sources[span.source]
-                segment, sequences = source.segment(span.document, span.start, span.length)
-                segments[-1].append(segment)
-                pictures += [(span.source, sequence) for sequence in sequences]
-        batch = assemble_packs(
-            segments,
-            sequence_length=self.sequence_length,
-            image_token_id=self.tokens.image_token_id,
-            pad_id=self.tokens.pad_id,
-        )
-        return batch, pictures
-
-    def _decode_all(
-        self, decoder: Decoder, pictures: Sequence[tuple[int, int]]
-    ) -> tuple[npt.NDArray[np.uint8], tuple[BrokenPicture, ...]]:
-        pixels = np.empty((len(pictures), self.image_size, self.image_size, 3), np.uint8)
-        encoded = [self.sources[source].reader.image_bytes(sequence) for source, sequence in pictures]
-        reasons = decoder.decode(encoded, pixels)
-        return pixels, tuple(
-            BrokenPicture(source, self._document(source, sequence), sequence, number, reasons[number])
-            for number, (source, sequence) in enumerate(pictures)
-            if number in reasons
-        )
-
-    def _document(self, source: int, sequence: int) -> int:
-        return int(np.searchsorted(self.sources[source].reader.document_indices, sequence, side="right")) - 1
-
-    def _decode(self, source: int, sequence: int) -> npt.NDArray[np.uint8]:
-        reader = self.sources[source].reader
-        where = f"{reader.prefix}, document {self._document(source, sequence)}"
-        return decode_picture(reader.image_bytes(sequence), self.image_size, where)
+        memory = MicroBatchMemory(pinned_buffers(len(packs) * shape.sequence_length) if self.pin_memory else None)
+        made = self.arrays(packs, shape, memory)
+        if made.broken and self._strict:
+            raise refuse(made.broken[0], [str(source.reader.prefix) for source in self.arrays.sources])
+        return as_tensors(made)

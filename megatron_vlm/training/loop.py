@@ -69,10 +69,7 @@ class Run:
         )
         self.maker = MicroBatchMaker(
             list(sources.values()),
-            config.data.sequence_length,
             self.tokens,
-            config.model.image_tokens,
-            config.model.vision.image_size,
             decode_pictures=self.topology.on_first_stage,
             pin_memory=self.topology.device.type == "cuda",
             decoder=decoder,
@@ -156,7 +153,8 @@ class Run:
             for pack in packs
         ]
         mine = [packs[number] for number in self._share(shapes)]
-        batches = [self.maker(mine[first : first + micro]) for first in range(0, len(mine), micro)]
+        cut = [mine[first : first + micro] for first in range(0, len(mine), micro)]
+        batches = [self.maker(packs, plan.shape) for packs in cut]
         self.broken = ()
         if any(shape.pictures for shape in shapes):
             batches = self._without_broken(batches)

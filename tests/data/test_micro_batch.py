@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from PIL import Image
 
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.pictures import PicturesConfig
-from megatron_vlm.data import micro_batch
+from megatron_vlm.config.steps import StepShape
+from megatron_vlm.data import micro_batch_arrays
 from megatron_vlm.data.decoding.decoder import open_decoder
 from megatron_vlm.data.documents import DocumentSource, Span
 from megatron_vlm.data.indexed_reader import IndexedReader
@@ -28,6 +30,7 @@ from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_IMAGE, MODALITY
 EOD, IMAGE, PAD = 0, 1, 2
 TOKENS = TokenCounts(vocab_size=100, eod_id=EOD, image_token_id=IMAGE, pad_id=PAD)
 IMAGE_TOKENS, LENGTH, SIZE = 3, 12, 4
+SHAPE = StepShape(0, LENGTH, 2, 2, SIZE, 1, IMAGE_TOKENS)
 
 
 def picture(shade: int) -> bytes:
@@ -57,7 +60,7 @@ PACKS = [[Span(1, 0, 0, 5), Span(0, 0, 0, 4)], [Span(1, 1, 0, 8), Span(0, 0, 4, 
 
 
 def batch(sources: list[DocumentSource], decode: bool = True, packs: list[list[Span]] = PACKS) -> MicroBatch:
-    return MicroBatchMaker(sources, LENGTH, TOKENS, IMAGE_TOKENS, SIZE, decode)(packs)
+    return MicroBatchMaker(sources, TOKENS, decode)(packs, SHAPE)
 
 
 def test_every_field(sources: list[DocumentSource]) -> None:
@@ -119,7 +122,7 @@ def test_ranks_without_an_encoder_know_the_slots_and_read_no_picture(sources: li
 def test_with_a_decoder_broken_pictures_are_grey_and_named(sources: list[DocumentSource]) -> None:
     decoder = open_decoder(PicturesConfig())
     packs = [[Span(1, 0, 0, 5), Span(1, 2, 0, 3)], [Span(1, 1, 0, 8)]]
-    made = MicroBatchMaker(sources, LENGTH, TOKENS, IMAGE_TOKENS, SIZE, True, decoder=decoder)(packs)
+    made = MicroBatchMaker(sources, TOKENS, True, decoder=decoder)(packs, SHAPE)
     (broken,) = made.broken
     assert (broken.source, broken.document, broken.picture) == (1, 2, 1)
     assert sources[1].reader.image_bytes(broken.sequence) == b"damaged"
@@ -158,7 +161,7 @@ def test_moving_keeps_what_is_no_tensor(sources: list[DocumentSource]) -> None:
 
 def test_numpy_gives_the_same_where_there_is_no_extension(sources: list[DocumentSource], monkeypatch) -> None:
     native = batch(sources)
-    monkeypatch.setattr(micro_batch, "native_operators", lambda: None)
+    monkeypatch.setattr(micro_batch_arrays, "native_operators", lambda: None)
     plain = batch(sources)
     for name, value in native.__dict__.items():
         other = getattr(plain, name)
@@ -180,12 +183,12 @@ def test_a_dataset_of_another_tokenizer_is_named(tmp_path: Path, monkeypatch, na
             writer.add_text(document)
             writer.end_document()
     if not native:
-        monkeypatch.setattr(micro_batch, "native_operators", lambda: None)
+        monkeypatch.setattr(micro_batch_arrays, "native_operators", lambda: None)
     source = DocumentSource("wrong", IndexedReader(tmp_path / "wrong"), TOKENS, IMAGE_TOKENS)
-    maker = MicroBatchMaker([source], LENGTH, TOKENS, IMAGE_TOKENS, SIZE, False)
-    assert maker([[Span(0, 0, 0, 2)]]).tokens[0, :2].tolist() == [5, 6]
+    maker = MicroBatchMaker([source], TOKENS, False)
+    assert maker([[Span(0, 0, 0, 2)]], SHAPE).tokens[0, :2].tolist() == [5, 6]
     with pytest.raises(DataError, match=f"wrong, document 1: {message}"):
-        maker([[Span(0, 0, 0, 2), Span(0, 1, 0, 2)]])
+        maker([[Span(0, 0, 0, 2), Span(0, 1, 0, 2)]], SHAPE)
 
 
 def test_pictures_that_do_not_match_their_placeholders_are_refused() -> None:
@@ -197,7 +200,7 @@ def test_pictures_that_do_not_match_their_placeholders_are_refused() -> None:
 @pytest.mark.parametrize("native", [True, False], ids=["native", "numpy"])
 def test_what_is_only_read_is_not_learnt(tmp_path: Path, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not native:
-        monkeypatch.setattr(micro_batch, "native_operators", lambda: None)
+        monkeypatch.setattr(micro_batch_arrays, "native_operators", lambda: None)
     with IndexedWriter(tmp_path / "talk", np.int32, multimodal=True, facts=True) as writer:
         writer.add_text([10], learnt=False)
         writer.add_image(picture(9), (SIZE, SIZE))
@@ -223,7 +226,8 @@ def test_a_users_turn_is_read_and_the_assistants_learnt(tmp_path: Path) -> None:
     counts = token_counts(tokenizer)
     source = DocumentSource("d", IndexedReader(tmp_path / "d"), counts, IMAGE_TOKENS, tokenizer.fingerprint)
     positions = int(source.lengths(np.arange(1)).positions[0])
-    made = MicroBatchMaker([source], positions, counts, IMAGE_TOKENS, SIZE, True)([[Span(0, 0, 0, positions)]])
+    shape = replace(SHAPE, sequence_length=positions)
+    made = MicroBatchMaker([source], counts, True)([[Span(0, 0, 0, positions)]], shape)
     learnt = made.labels[0][made.loss_mask[0] == 1].tolist()
     assert tokenizer.decode(learnt).strip() == "two circles\n<|endoftext|>"
     assert made.pictures == 1

@@ -21,7 +21,10 @@ pytestmark = pytest.mark.distributed
 def _score(config: Any) -> tuple[Any, Any, Any, int]:
     run = Run(config)
     captions = held_out_documents(run.planner.sources["captions"], config, config.shape_of(4), 12, pictures=True)
-    documents = [*captions, *held_out_documents(run.planner.sources["text"], config, config.shape_of(4), 1, pictures=True)[:3]]
+    documents = [
+        *captions,
+        *held_out_documents(run.planner.sources["text"], config, config.shape_of(4), 1, pictures=True)[:3],
+    ]
 
     def score(wanted: list[Scored]) -> Any:
         return score_documents(run.engine, config.shape_of(4), run.topology, run.tokens, wanted)

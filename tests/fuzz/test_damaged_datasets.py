@@ -142,7 +142,7 @@ def read_as_training_does(reader: IndexedReader, verified: bool) -> None:
                 continue
     else:
         source = DocumentSource.__new__(DocumentSource)
-        source.reader, source.image_tokens, source.facts = reader, 2, None
+        source.reader, source.image_tokens, source.facts, source._indexed = reader, 2, None, {}
         indexed = source.indexed_at(2)
     assert indexed is not None
     ids = {"image_token_id": 1, "pad_id": 2, "eod_id": 0, "vocab_size": 300}

@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_vlm.config.data import TokenCounts
-from megatron_vlm.data import micro_batch
+from megatron_vlm.config.steps import StepShape
+from megatron_vlm.data import micro_batch_arrays
 from megatron_vlm.data.documents import DocumentSource, Span
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.indexed_writer import IndexedWriter
 from megatron_vlm.data.micro_batch import MicroBatchMaker
+from megatron_vlm.data.micro_batch_arrays import ArrayMaker
 from megatron_vlm.ops.assemble import BatchBuffers
 from megatron_vlm.ops.assemble_spans import IndexedSource, assemble_spans
 from megatron_vlm.ops.native import native_operators
@@ -80,12 +82,13 @@ def test_it_is_the_numpy_path(case) -> None:
             reader = IndexedReader(Path(folder) / str(number))
             sources.append(DocumentSource(str(number), reader, TOKENS, image_tokens))
         spans = spans_of(sources, packs)
-        maker = MicroBatchMaker(sources, LENGTH, TOKENS, image_tokens, 4, decode_pictures=False)
+        maker = ArrayMaker(sources, TOKENS, None)
         # a span that begins inside a picture holds only some of its rows, which no planner asks for: compare the arrays
         native = native_operators()
         assert native is not None
-        found, pictures = maker._assemble(native, spans)
-        expected, places = maker._assemble_reference(spans)
+        shape = StepShape(0, LENGTH, 1, 1, 4, 1, image_tokens)
+        found, pictures = maker._assemble(native, spans, shape, None)
+        expected, places = maker._assemble_reference(native, spans, shape, None)
         for field in dataclasses.fields(found):
             one, other = getattr(found, field.name), getattr(expected, field.name)
             np.testing.assert_array_equal(one, other, err_msg=field.name)
@@ -96,9 +99,9 @@ def test_the_fast_path_is_the_one_that_is_taken(tmp_path: Path, monkeypatch) -> 
     write(tmp_path / "d", [[[5, 6, 7]]], np.int32)
     source = DocumentSource("d", IndexedReader(tmp_path / "d"), TOKENS, 2)
     calls = []
-    real = micro_batch.assemble_spans
-    monkeypatch.setattr(micro_batch, "assemble_spans", lambda *a, **k: calls.append(a) or real(*a, **k))
-    made = MicroBatchMaker([source], LENGTH, TOKENS, 2, 4, True)([[Span(0, 0, 0, 2)]])
+    real = micro_batch_arrays.assemble_spans
+    monkeypatch.setattr(micro_batch_arrays, "assemble_spans", lambda *a, **k: calls.append(a) or real(*a, **k))
+    made = MicroBatchMaker([source], TOKENS, True)([[Span(0, 0, 0, 2)]], StepShape(0, LENGTH, 1, 1, 4, 1, 2))
     assert made.tokens[0, :3].tolist() == [5, 6, TOKENS.pad_id]
     assert isinstance(made.tokens, torch.Tensor)
     assert len(calls) == 1
@@ -157,7 +160,7 @@ def test_an_index_that_points_beside_its_data_is_refused(tmp_path: Path, pointer
 def test_a_mapped_file_lives_as_long_as_its_source(tmp_path: Path) -> None:
     write(tmp_path / "d", [[[5, 6, 7]]], np.int32)
     source = DocumentSource("d", IndexedReader(tmp_path / "d"), TOKENS, 2)
-    indexed = source.indexed_at(source.image_tokens)
+    indexed = source.indexed_at(2)
     native = native_operators()
     assert indexed is not None
     assert native is not None

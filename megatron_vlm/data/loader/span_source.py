@@ -1,0 +1,62 @@
+"""A dataset as a worker reads it: opened without a look at any document."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from megatron_vlm.config.data import TokenCounts
+from megatron_vlm.data.documents import DocumentSource
+from megatron_vlm.data.indexed_reader import IndexedReader
+from megatron_vlm.data.sequence_facts import open_sequence_facts
+from megatron_vlm.errors import DataError
+from megatron_vlm.ops.assemble import Segment
+from megatron_vlm.ops.assemble_spans import IndexedSource
+from megatron_vlm.ops.native import native_operators
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePlace:
+    """Where a source is: its name in the run and the prefix of its dataset."""
+
+    name: str
+    prefix: str
+
+
+class SpanReader:
+    """The spans of one dataset: see `SpanSource`.
+
+    Planning needs the length of every document, reading a span needs none. So a worker opens a dataset of ten million
+    documents as fast as one of ten.
+    """
+
+    def __init__(self, place: SourcePlace, tokens: TokenCounts) -> None:
+        """Raises DataError where the dataset is gone or damaged."""
+        self.place, self.token_counts = place, tokens
+        self.reader = IndexedReader(Path(place.prefix))
+        self._facts = open_sequence_facts(self.reader.prefix, self.reader.sequence_count)
+        self._indexed: dict[int, IndexedSource] = {}
+
+    def indexed_at(self, image_tokens: int) -> IndexedSource | None:
+        native = native_operators()
+        if native is None:
+            return None
+        if image_tokens not in self._indexed:
+            reader = self.reader
+            index = (reader.sequence_lengths, reader.sequence_pointers, reader.document_indices, reader.modes)
+            self._indexed[image_tokens] = IndexedSource(native, reader.data, reader.dtype, *index, image_tokens, self._facts)
+        return self._indexed[image_tokens]
+
+    @cached_property
+    def _documents(self) -> DocumentSource:
+        """What only a machine without native operators needs, and the words of an error."""
+        return DocumentSource(self.place.name, self.reader, self.token_counts, 1)
+
+    def segment(
+        self, document: int, start: int, positions: int, image_tokens: int | None = None
+    ) -> tuple[Segment, list[int]]:
+        return self._documents.segment(document, start, positions, image_tokens)
+
+    def wrong_id(self, document: int, token_id: int) -> DataError:
+        return self._documents.wrong_id(document, token_id)
