@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megatron_vlm.config.checks import check
 from megatron_vlm.config.loading import to_yaml
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.data.documents import Span
 from megatron_vlm.data.micro_batch import MicroBatch, MicroBatchMaker
 from megatron_vlm.data.opening import open_sources, token_counts
 from megatron_vlm.data.packing import PackPlanner
@@ -26,6 +27,9 @@ from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.planning.flops import BatchShape, step_flops
 from megatron_vlm.training import checkpoint as checkpoints
 from megatron_vlm.training.engine import Engine
+from megatron_vlm.training.faults.pulse import Pulse
+from megatron_vlm.training.faults.response import BadStepResponse
+from megatron_vlm.training.faults.watchdog import Watchdog
 from megatron_vlm.training.learning_rate import learning_rate_law
 from megatron_vlm.training.metrics import MetricsLog, Progress
 from megatron_vlm.training.parameter_groups import MODULES
@@ -71,7 +75,12 @@ class Run:
         )
         self.validation = Validation(config, self.topology, self.tokens, validation)
         self.rate = learning_rate_law(config)
+        self.bad_steps = BadStepResponse(config, list(sources))
+        self.pulse = Pulse(config.faults)
+        self._first_of_stage = True
         self.step = 0
+        #: the global batch of the step that was made last
+        self.packs: list[list[Span]] = []
         self.last_checkpoint: Path | None = None
         self._vocab = padded_vocab_size(self.tokens.vocab_size, config.model.language.vocab_pad_multiple)
 
@@ -110,6 +119,8 @@ class Run:
         self.planner.load(run["data"])
         self._enter_stage()
         checkpoints.load_training(self.engine, self.config, source, run)
+        self.engine.updates.load(run["updates"])
+        self.bad_steps.load(run["bad_steps"])
         self.say(f"resumed from {source} at step {self.step}")
 
     def _enter_stage(self) -> bool:
@@ -118,6 +129,7 @@ class Run:
         began = stage != self.engine.stage
         self.planner.enter_stage(stage)
         self.engine.enter_stage(stage)
+        self.bad_steps.detector.enter_stage(stage)
         return began
 
     # -- steps ---------------------------------------------------------------------------------------------------
@@ -125,7 +137,7 @@ class Run:
     def next_batches(self) -> tuple[list[MicroBatch], BatchShape]:
         """This rank's micro-batches of the coming step, and the shape of the whole global batch."""
         schedule = self.config.schedule
-        packs = self.planner.next_packs(schedule.global_batch_size)
+        packs = self.packs = self.planner.next_packs(schedule.global_batch_size)
         sources = list(self.planner.sources.values())
         shapes = []
         for pack in packs:
@@ -174,7 +186,21 @@ class Run:
         }
 
     def train(self) -> Outcome:
-        """Every rank calls it. Returns on all ranks with the same outcome."""
+        """Every rank calls it. Returns on all ranks with the same outcome.
+
+        If another rank stops, dies or fails, the process ends here with EXIT_RANK_LOST (`faults.watchdog`).
+        """
+        watchdog = Watchdog(self.config.faults, self.pulse)
+        watchdog.start()
+        try:
+            return self._train()
+        except BaseException as error:
+            watchdog.failed(error)
+            raise
+        finally:
+            watchdog.stop()
+
+    def _train(self) -> Outcome:
         config = self.config
         self._start()
         log = None
@@ -199,9 +225,11 @@ class Run:
         started_at = self.step
         every = config.checkpoint.save_interval
         while True:
+            self.pulse.enter(self.step, "between steps")
             began = self.step < config.total_steps and self._enter_stage() and self.step > started_at
             progress.pause()
             if began:
+                self._first_of_stage = True
                 name = config.curriculum.stages[self.engine.stage].name
                 self.say(f"stage {name!r} begins at step {self.step}")
             # a border is measured on both sides: the last line of the old stage and the first of the new
@@ -219,27 +247,34 @@ class Run:
             if done:
                 return Outcome(0, self.step, self.last_checkpoint)
             progress.unpause()
-            self._one_step(log, progress)
+            ended = self._one_step(log, progress)
+            if ended is not None:
+                return Outcome(ended, self.step, self.last_checkpoint)
 
     def _due(self, interval: int) -> bool:
         return interval > 0 and (self.step % interval == 0 or self.step == self.config.total_steps)
 
-    def _one_step(self, log: MetricsLog | None, progress: Progress) -> None:
+    def _one_step(self, log: MetricsLog | None, progress: Progress) -> int | None:
+        """Returns the exit code if the run ends with this step."""
         config = self.config
         begun = time.perf_counter()
+        self.pulse.enter(self.step, "data", long=self._first_of_stage)
         batches, shape = self.next_batches()
         waited = time.perf_counter() - begun
         rate = self.rate(self.step)
-        result = train_step(self.engine, batches, self.topology, rate, self.step)
+        self.pulse.enter(self.step, "forward, backward, update", long=self._first_of_stage)
+        result = train_step(self.engine, batches, self.topology, rate, judge=self.bad_steps.detector.judge)
+        self._first_of_stage = False
         freeze = [name for name in MODULES if name in config.curriculum.stages[self.engine.stage].freeze]
         progress.add(shape.positions, step_flops(config.model, self._vocab, shape, freeze), waited)
         if log is not None:
             log.write(self._record(result, rate, shape, time.perf_counter() - begun, waited))
-        if not np.isfinite(result.loss):
-            raise UserError(
-                f"the loss of step {self.step} is {result.loss}: lower schedule.lr, lengthen schedule.warmup_steps, or "
-                f"resume from an earlier checkpoint in {checkpoints.checkpoint_folder(config)}"
-            )
+        if result.fault is not None:
+            self.pulse.enter(self.step, "bad step", long=True)
+        write = log.write if log is not None else lambda record: None
+        ended = self.bad_steps.after_step(self.engine, self.step, result, self.packs, write, self.say)
+        if ended is not None:
+            return ended
         self.step += 1
         if self.step % config.logging.log_interval == 0 or self.step == config.total_steps:
             rates = progress.rates()
@@ -247,6 +282,7 @@ class Run:
                 log.write({"kind": "speed", "step": self.step, **rates})
                 stage = config.curriculum.stages[self.engine.stage].name
                 progress.line(self.step, stage, result.losses, rates, rate, result.grad_norm)
+        return None
 
     def _anyone_asked(self, stop: StopRequest) -> bool:
         flag = torch.tensor([1.0 if stop.received else 0.0], device=self.topology.device)
@@ -254,6 +290,7 @@ class Run:
         return bool(flag.item())
 
     def _evaluate(self, log: MetricsLog | None) -> None:
+        self.pulse.enter(self.step, "evaluation", long=True)
         losses = self.validation.measure(self.engine)
         if log is not None and losses:
             log.write({"kind": "eval", "step": self.step, "losses": losses})
@@ -262,8 +299,13 @@ class Run:
 
     def save(self) -> Path:
         """Write a checkpoint of the moment before step `self.step`."""
+        self.pulse.enter(self.step, "save", long=True)
         begun = time.perf_counter()
-        extra = {"tokenizer_fingerprint": self.tokenizer.fingerprint}
+        extra = {
+            "tokenizer_fingerprint": self.tokenizer.fingerprint,
+            "updates": self.engine.updates.state(),
+            "bad_steps": self.bad_steps.state(),
+        }
         self.last_checkpoint = checkpoints.save_checkpoint(self.engine, self.config, self.step, self.planner.state(), extra)
         self.say(f"saved {self.last_checkpoint} in {time.perf_counter() - begun:.1f} s")
         return self.last_checkpoint

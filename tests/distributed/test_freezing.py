@@ -61,7 +61,7 @@ def _without_pictures(config: Any) -> tuple[bool, bool]:
     run.planner.enter_stage(0)  # text only, while encoder and projector are trained
     batches, shape = run.next_batches()
     before = parameters(run)
-    train_step(run.engine, batches, run.topology, 1e-3, run.step)
+    train_step(run.engine, batches, run.topology, 1e-3)
     after = parameters(run)
     still = [np.array_equal(before[n], after[n]) for n in before if "vision." in n or "projector." in n]
     moved = [not np.array_equal(before[n], after[n]) for n in before if "language_model." in n]

@@ -72,7 +72,7 @@ def _one_rank(config: Any, mutation: Any = None) -> Shards:
         mutation(unwrap(run.engine.chunks[0]))
     batches, shape = run.next_batches()
     assert shape.pictures
-    train_step(run.engine, batches, run.topology, 0.0, 0)
+    train_step(run.engine, batches, run.topology, 0.0)
     return _shards(run)
 
 

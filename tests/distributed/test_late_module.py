@@ -35,7 +35,7 @@ def _against_fresh_adam(config: Any) -> tuple[float, int]:
     for _ in range(3):
         batches, shape = run.next_batches()
         assert shape.pictures
-        train_step(run.engine, batches, run.topology, 1e-3, run.step)
+        train_step(run.engine, batches, run.topology, 1e-3)
         run.step += 1
         for name, parameter in late.items():
             copies[name].grad = parameter.main_grad.clone()

@@ -41,7 +41,7 @@ def _step(config: Any) -> tuple[float, float, list[int], dict[str, Any]]:
     first = run.topology.data_rank * each
     run._share = lambda shapes: list(range(first, first + each))  # type: ignore[method-assign]
     batches, _ = run.next_batches()
-    result = train_step(run.engine, batches, run.topology, 1e-3, run.step)
+    result = train_step(run.engine, batches, run.topology, 1e-3)
     with run.engine.whole_parameters():
         return result.loss, result.grad_norm, [batch.pictures for batch in batches], parameters(run)
 

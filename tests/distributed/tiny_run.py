@@ -45,7 +45,7 @@ def configuration(data: Path, parallel: dict[str, Any] | None = None, **fields: 
 def one_step(run: Run) -> dict[str, float]:
     run._enter_stage()
     batches, _ = run.next_batches()
-    result = train_step(run.engine, batches, run.topology, run.rate(run.step), run.step)
+    result = train_step(run.engine, batches, run.topology, run.rate(run.step))
     run.step += 1
     return {"loss": result.loss, "grad_norm": result.grad_norm, **result.losses}
 
