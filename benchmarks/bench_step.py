@@ -88,7 +88,7 @@ def main() -> None:
     def through_core() -> float:
         nonlocal step
         step += 1
-        return train_step(engine, batches, topology, RATE, step - 1).loss
+        return train_step(engine, batches, topology, RATE).loss
 
     def plain() -> float:
         optimizer.zero_grad(set_to_none=True)

@@ -243,6 +243,7 @@ def problems(config: RunConfig, world_size: int) -> list[str]:
         *_data(config),
         *_loader(config),
         *_schedule(config),
+        *_faults(config),
     ]
 
 
@@ -264,6 +265,36 @@ def _schedule(config: RunConfig) -> Iterator[str]:
     for module in config.optimizer.lr_mult:
         if module not in ("language", "vision", "projector"):
             yield f"optimizer.lr_mult.{module}: modules are language, vision and projector"
+
+
+def _faults(config: RunConfig) -> Iterator[str]:
+    faults, waits = config.faults, config.parallel.timeout_s
+    for name in ("spike_deviations", "spike_rise", "max_bad_steps", "timeout_s", "check_replicas_interval"):
+        value = getattr(faults, name)
+        if not (value >= 0 and math.isfinite(value)):
+            yield f"faults.{name}: {value} must be finite and at least 0"
+    if faults.spike_history < 2:
+        yield f"faults.spike_history: {faults.spike_history} steps have no deviation; at least 2"
+    if faults.spike_window < faults.spike_history:
+        yield (
+            f"faults.spike_window: {faults.spike_window} steps never hold the spike_history of {faults.spike_history}; at "
+            f"least {faults.spike_history}"
+        )
+    if faults.bad_step_window <= faults.max_bad_steps:
+        yield (
+            f"faults.bad_step_window: {faults.bad_step_window} steps never hold more than max_bad_steps "
+            f"{faults.max_bad_steps} bad ones; at least {faults.max_bad_steps + 1}"
+        )
+    if faults.timeout_s >= waits:
+        yield (
+            f"faults.timeout_s: {faults.timeout_s:g} s, but collectives end after parallel.timeout_s {waits} s, before a rank "
+            f"could be named; at most {max(0, waits - 1)}"
+        )
+    if faults.long_timeout_s < faults.timeout_s:
+        yield (
+            f"faults.long_timeout_s: {faults.long_timeout_s:g} is below timeout_s {faults.timeout_s:g}; at least "
+            f"{faults.timeout_s:g}"
+        )
 
 
 def layout_problems(config: RunConfig, world_size: int) -> list[str]:

@@ -10,6 +10,7 @@ from itertools import accumulate
 from megatron_vlm.config.bookkeeping import CheckpointConfig, LoggingConfig
 from megatron_vlm.config.curriculum import CurriculumConfig
 from megatron_vlm.config.data import DataConfig
+from megatron_vlm.config.faults import FaultConfig
 from megatron_vlm.config.loader import LoaderConfig
 from megatron_vlm.config.model import ModelConfig
 from megatron_vlm.config.optimization import OptimizerConfig, ScheduleConfig
@@ -28,6 +29,7 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    faults: FaultConfig = field(default_factory=FaultConfig)
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:

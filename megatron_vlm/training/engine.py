@@ -21,6 +21,7 @@ from megatron_vlm.models.vlm import VisionLanguageModel
 from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training.optimizer import Optimizer, read_state, write_state
 from megatron_vlm.training.parameter_groups import frozen_in, held_at_zero
+from megatron_vlm.training.updates import UpdateCount
 
 
 def build_chunks(config: RunConfig, tokens: TokenCounts, topology: Topology) -> list[MegatronModule]:
@@ -84,6 +85,7 @@ class Engine:
         self.ddp: list[DistributedDataParallel] = []
         self.optimizer: Optimizer
         self.stage = -1
+        self.updates = UpdateCount()
 
     def enter_stage(self, stage: int) -> bool:
         """Returns whether the set of trained parameters changed."""
@@ -92,6 +94,7 @@ class Engine:
         freeze = self.config.curriculum.stages[stage].freeze
         before = self.config.curriculum.stages[self.stage].freeze if self.stage >= 0 else None
         self.stage = stage
+        self.updates.enter_stage(stage)
         if self.ddp and set(freeze) == set(before or ()):
             return False
         carried = read_state(self.optimizer, self.ddp) if self.ddp else ({}, 0)

@@ -5,35 +5,36 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
 from megatron_vlm.config.checks import check
-from megatron_vlm.config.loading import from_map, to_yaml
+from megatron_vlm.config.loading import to_yaml
 from megatron_vlm.config.run import RunConfig
-from megatron_vlm.data.broken_pictures import BrokenPicture, log_line, metrics_record
-from megatron_vlm.data.decoding.decoder import decoder_change, open_decoder, with_resolved_decoder
-from megatron_vlm.data.micro_batch import MicroBatch, MicroBatchMaker
+from megatron_vlm.data.broken_pictures import log_line, metrics_record
+from megatron_vlm.data.decoding.decoder import decoder_change, with_resolved_decoder
+from megatron_vlm.data.documents import DocumentSource
 from megatron_vlm.data.opening import open_sources, token_counts
-from megatron_vlm.data.packing import PackPlanner
 from megatron_vlm.data.tokenizer import Tokenizer
 from megatron_vlm.errors import UserError
 from megatron_vlm.models.language import padded_vocab_size
-from megatron_vlm.ops.pack_balance import balance_packs
 from megatron_vlm.parallel import topology as topology_module
 from megatron_vlm.parallel.topology import Topology
-from megatron_vlm.planning.flops import BatchShape, step_flops
+from megatron_vlm.planning.flops import step_flops
 from megatron_vlm.training import checkpoint as checkpoints
-from megatron_vlm.training.broken_pictures import agree_on_broken, without_broken
+from megatron_vlm.training.banner import banner
 from megatron_vlm.training.engine import Engine
+from megatron_vlm.training.faults.pulse import Pulse
+from megatron_vlm.training.faults.response import BadStepResponse
+from megatron_vlm.training.faults.watchdog import Watchdog
 from megatron_vlm.training.learning_rate import learning_rate_law
 from megatron_vlm.training.metrics import MetricsLog, Progress
 from megatron_vlm.training.parameter_groups import MODULES
 from megatron_vlm.training.signals import EXIT_SAVED_ON_SIGNAL, StopRequest
-from megatron_vlm.training.step import StepResult, train_step
+from megatron_vlm.training.step import train_step
+from megatron_vlm.training.step_data import StepBatches, StepData
+from megatron_vlm.training.step_record import step_record
 from megatron_vlm.training.validation import Validation
 
 
@@ -55,33 +56,25 @@ class Run:
             ConfigError, DataError, UserError: what cannot run is refused here, before the first step.
         """
         check(config, topology_module.world_size_from_environment())
-        self.config = config = with_resolved_decoder(config)
+        config = with_resolved_decoder(config)
+        self.config = config
         self.tokenizer = Tokenizer.load(Path(config.data.tokenizer))
         self.tokens = token_counts(self.tokenizer)
         sources = open_sources(config.data.sources, self.tokenizer, config.model.image_tokens)
         validation = open_sources(config.data.validation, self.tokenizer, config.model.image_tokens)
-        self.planner = PackPlanner(sources, config)
         self.topology: Topology = topology_module.initialize(config.parallel, config.schedule.seed)
         self.engine = Engine(config, self.tokens, self.topology)
-        pictures, top = config.data.pictures, self.topology
-        decoder = (
-            open_decoder(pictures, config.model.vision.pixel_mean, gpu=top.device.index) if top.on_first_stage else None
-        )
-        self.maker = MicroBatchMaker(
-            list(sources.values()),
-            self.tokens,
-            decode_pictures=self.topology.on_first_stage,
-            pin_memory=self.topology.device.type == "cuda",
-            decoder=decoder,
-        )
+        self._vocab = padded_vocab_size(self.tokens.vocab_size, config.model.language.vocab_pad_multiple)
+        self.data = StepData(config, sources, self.tokens, self.topology, self._vocab, self.say_anywhere)
         self.validation = Validation(config, self.topology, self.tokens, validation)
         self.rate = learning_rate_law(config)
-        self.prefixes = [str(source.reader.prefix) for source in sources.values()]
-        #: of the coming step, the same on every rank
-        self.broken: tuple[BrokenPicture, ...] = ()
+        self.bad_steps = BadStepResponse(config, list(sources))
+        self.pulse = Pulse(config.faults)
+        self._first_of_stage = True
+        #: why the data is at its end; empty as long as it is not
+        self._ended = ""
         self.step = 0
         self.last_checkpoint: Path | None = None
-        self._vocab = padded_vocab_size(self.tokens.vocab_size, config.model.language.vocab_pad_multiple)
 
     @property
     def is_writer(self) -> bool:
@@ -90,6 +83,10 @@ class Run:
     def say(self, text: str) -> None:
         if self.is_writer:
             print(text, flush=True)
+
+    def say_anywhere(self, text: str) -> None:
+        """What one rank alone knows."""
+        print(f"rank {self.topology.rank}: {text}", flush=True)
 
     # -- start ---------------------------------------------------------------------------------------------------
 
@@ -115,104 +112,50 @@ class Run:
             return
         run = checkpoints.read_run_file(source)
         self.step = int(run["step"])
-        self._load_place(run)
+        for line in self.data.load(run["data"], run["config"], self._open_sources):
+            self.say(f"curriculum changed: {line}")
         self._enter_stage()
         checkpoints.load_training(self.engine, self.config, source, run)
+        self.engine.updates.load(run["updates"])
+        self.bad_steps.load(run["bad_steps"])
         self.say(f"resumed from {source} at step {self.step}")
         if change := decoder_change(run["config"], self.config.data.pictures):
             self.say(change)
 
-    def _load_place(self, run: dict[str, Any]) -> None:
-        """Go on in the data where the checkpoint was, with another curriculum or other sources if they were changed."""
-        before = None
-        if run["data"]["plan"] != self.planner.fingerprint:
-            old = from_map(run["config"])
-            known = self.planner.sources
-            gone = {name: prefix for name, prefix in old.data.sources.items() if name not in known}
-            opened = {**known, **open_sources(gone, self.tokenizer, old.model.image_tokens)}
-            before = PackPlanner({name: opened[name] for name in old.data.sources}, old)
-        for line in self.planner.load(run["data"], before):
-            self.say(f"curriculum changed: {line}")
+    def _open_sources(self, prefixes: dict[str, str]) -> dict[str, DocumentSource]:
+        return open_sources(prefixes, self.tokenizer, self.config.model.image_tokens)
 
     def _enter_stage(self) -> bool:
-        """Move planner and engine to the stage of the coming step. Returns whether a new stage began."""
+        """Move the engine to the stage of the coming step. Returns whether a new stage began."""
         stage = self.config.stage_of(self.step)
         began = stage != self.engine.stage
         self.engine.enter_stage(stage)
+        self.bad_steps.detector.enter_stage(stage)
         return began
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
-    def next_batches(self) -> tuple[list[MicroBatch], BatchShape]:
-        """This rank's micro-batches of the coming step, and the shape of the whole global batch."""
-        plan = self.planner.plan_step()
-        assert plan is not None
-        self.plan, packs, micro = plan, plan.packs, plan.shape.micro_batch_size
-        shapes = [
-            BatchShape(plan.shape.sequence_length, tuple(span.length for span in pack), sum(span.pictures for span in pack))
-            for pack in packs
-        ]
-        mine = [packs[number] for number in self._share(shapes)]
-        cut = [mine[first : first + micro] for first in range(0, len(mine), micro)]
-        batches = [self.maker(packs, plan.shape) for packs in cut]
-        self.broken = ()
-        if any(shape.pictures for shape in shapes):
-            batches = self._without_broken(batches)
-        batches = [batch.to(self.topology.device) for batch in batches]
-        whole = BatchShape(
-            sum(shape.positions for shape in shapes),
-            tuple(length for shape in shapes for length in shape.document_lengths),
-            sum(shape.pictures for shape in shapes),
-        )
-        return batches, whole
-
-    def _without_broken(self, batches: list[MicroBatch]) -> list[MicroBatch]:
-        """Every rank calls it, with the micro-batches of its data-parallel rank."""
-        config, found = self.config, [batch.broken for batch in batches]
-        agreed = agree_on_broken(found, self.topology.data_rank, None, self.topology.device)
-        self.broken = agreed.all
-        return without_broken(batches, agreed, config.model.image_tokens, config.data.pictures.broken, self.prefixes)
-
-    def _share(self, shapes: list[BatchShape]) -> list[int]:
-        """The packs of a global batch that this data-parallel rank computes, by number: every rank gets as many, and of
-        like cost in all, so that none waits for another. Costs are their operations, the encoder's included."""
-        ranks = self.topology.data_size
-        if ranks == 1:
-            return list(range(len(shapes)))
-        frozen = self.config.curriculum.stages[self.engine.stage].freeze
-        costs = np.array([step_flops(self.config.model, self._vocab, shape, frozen) for shape in shapes], np.float64)
-        dealt = balance_packs(costs, ranks, len(shapes) // ranks)
-        return [int(number) for number in dealt.order[0, self.topology.data_rank]]
-
-    def _record(self, result: StepResult, rate: float, shape: BatchShape, seconds: float, waited: float) -> dict[str, Any]:
-        report = self.plan.report
-        padded, filled = report.padded, sum(report.source_tokens.values())
-        return {
-            "kind": "train",
-            "step": self.step,
-            "stage": self.config.curriculum.stages[self.engine.stage].name,
-            "loss": result.loss,
-            "losses": result.losses,
-            "trained_tokens": result.tokens,
-            "z_loss": result.z_loss,
-            "grad_norm": result.grad_norm,
-            "lr": rate,
-            "pictures": shape.pictures,
-            "documents": self.plan.digest,
-            "planned_visual_share": report.planned_visual_share,
-            "achieved_visual_share": report.achieved_visual_share,
-            "padding_share": padded / max(1, filled + padded),
-            "padded": padded,
-            "source_tokens": report.source_tokens,
-            "source_visual": report.source_visual,
-            "source_epochs": report.source_epochs,
-            "planned_tokens": report.planned_tokens,
-            "seconds": seconds,
-            "data_wait_seconds": waited,
-        }
+    def next_step(self) -> StepBatches | None:
+        """The coming step's data; None where it is at its end."""
+        return self.data.next()
 
     def train(self) -> Outcome:
-        """Every rank calls it. Returns on all ranks with the same outcome."""
+        """Every rank calls it. Returns on all ranks with the same outcome.
+
+        If another rank stops, dies or fails, the process ends here with EXIT_RANK_LOST (`faults.watchdog`).
+        """
+        watchdog = Watchdog(self.config.faults, self.pulse)
+        watchdog.start()
+        try:
+            return self._train()
+        except BaseException as error:
+            watchdog.failed(error)
+            raise
+        finally:
+            watchdog.stop()
+            self.data.close()
+
+    def _train(self) -> Outcome:
         config = self.config
         self._start()
         log = None
@@ -222,7 +165,7 @@ class Run:
             (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
             checkpoints.remove_partial(checkpoints.checkpoint_folder(config))
             log = MetricsLog(folder, self.step, config.logging.tensorboard)
-            self.say(self._banner())
+            self.say(banner(config, self.topology, self.engine.chunks))
         stop = StopRequest()
         progress = Progress(config.total_steps, config.logging.peak_flops, self.topology.world_size)
         try:
@@ -237,9 +180,11 @@ class Run:
         started_at = self.step
         every = config.checkpoint.save_interval
         while True:
+            self.pulse.enter(self.step, "between steps")
             began = self.step < config.total_steps and self._enter_stage() and self.step > started_at
             progress.pause()
             if began:
+                self._first_of_stage = True
                 name = config.curriculum.stages[self.engine.stage].name
                 self.say(f"stage {name!r} begins at step {self.step}")
             # a border is measured on both sides: the last line of the old stage and the first of the new
@@ -247,7 +192,7 @@ class Run:
             measured = self.step == started_at and self.step > 0
             if not measured and (self._due(config.logging.eval_interval) or (began and config.logging.eval_interval)):
                 self._evaluate(log)
-            done = self.step >= config.total_steps
+            done = self.step >= config.total_steps or bool(self._ended)
             asked = self._anyone_asked(stop)
             wanted = (every and self.step % every == 0) or (began and config.checkpoint.save_at_stage_border)
             if self.step > started_at and (done or asked or wanted):
@@ -259,31 +204,43 @@ class Run:
             if done:
                 return Outcome(0, self.step, self.last_checkpoint)
             progress.unpause()
-            self._one_step(log, progress)
+            ended = self._one_step(log, progress)
+            if ended is not None:
+                return Outcome(ended, self.step, self.last_checkpoint)
 
     def _due(self, interval: int) -> bool:
         return interval > 0 and (self.step % interval == 0 or self.step == self.config.total_steps)
 
-    def _one_step(self, log: MetricsLog | None, progress: Progress) -> None:
+    def _one_step(self, log: MetricsLog | None, progress: Progress) -> int | None:
+        """Returns the exit code if the run ends with this step."""
         config = self.config
         begun = time.perf_counter()
-        batches, shape = self.next_batches()
-        waited = time.perf_counter() - begun
-        for broken in self.broken:
-            self.say(log_line(broken, self.prefixes, self.step, config.data.pictures.broken))
-        if log is not None and self.broken:
-            log.write(metrics_record(self.broken, self.prefixes, self.step, config.data.pictures.broken))
+        self.pulse.enter(self.step, "data", long=self._first_of_stage)
+        step = self.next_step()
+        if step is None:
+            self._ended = self.data.ended
+            self.say(f"the run ends at step {self.step}: {self._ended}")
+            return None
+        shape, policy = step.shape, config.data.pictures.broken
+        for broken in step.broken:
+            self.say(log_line(broken, self.data.prefixes, self.step, policy))
+        if log is not None and step.broken:
+            log.write(metrics_record(step.broken, self.data.prefixes, self.step, policy))
         rate = self.rate(self.step)
-        result = train_step(self.engine, batches, self.topology, rate, self.step)
+        self.pulse.enter(self.step, "forward, backward, update", long=self._first_of_stage)
+        result = train_step(self.engine, step.batches, self.topology, rate, judge=self.bad_steps.detector.judge)
+        self._first_of_stage = False
         freeze = [name for name in MODULES if name in config.curriculum.stages[self.engine.stage].freeze]
-        progress.add(shape.positions, step_flops(config.model, self._vocab, shape, freeze), waited)
+        progress.add(shape.positions, step_flops(config.model, self._vocab, shape, freeze), step.waited)
         if log is not None:
-            log.write(self._record(result, rate, shape, time.perf_counter() - begun, waited))
-        if not np.isfinite(result.loss):
-            raise UserError(
-                f"the loss of step {self.step} is {result.loss}: lower schedule.lr, lengthen schedule.warmup_steps, or "
-                f"resume from an earlier checkpoint in {checkpoints.checkpoint_folder(config)}"
-            )
+            name = config.curriculum.stages[self.engine.stage].name
+            log.write(step_record(step, name, result, rate, time.perf_counter() - begun))
+        if result.fault is not None:
+            self.pulse.enter(self.step, "bad step", long=True)
+        write = log.write if log is not None else lambda record: None
+        ended = self.bad_steps.after_step(self.engine, self.step, result, step.plan.packs, write, self.say)
+        if ended is not None:
+            return ended
         self.step += 1
         if self.step % config.logging.log_interval == 0 or self.step == config.total_steps:
             rates = progress.rates()
@@ -291,6 +248,7 @@ class Run:
                 log.write({"kind": "speed", "step": self.step, **rates})
                 stage = config.curriculum.stages[self.engine.stage].name
                 progress.line(self.step, stage, result.losses, rates, rate, result.grad_norm)
+        return None
 
     def _anyone_asked(self, stop: StopRequest) -> bool:
         flag = torch.tensor([1.0 if stop.received else 0.0], device=self.topology.device)
@@ -298,6 +256,7 @@ class Run:
         return bool(flag.item())
 
     def _evaluate(self, log: MetricsLog | None) -> None:
+        self.pulse.enter(self.step, "evaluation", long=True)
         losses = self.validation.measure(self.engine, self.config.shape_of(self.step))
         if log is not None and losses:
             log.write({"kind": "eval", "step": self.step, "losses": losses})
@@ -306,33 +265,16 @@ class Run:
 
     def save(self) -> Path:
         """Write a checkpoint of the moment before step `self.step`."""
+        self.pulse.enter(self.step, "save", long=True)
         begun = time.perf_counter()
-        extra = {"tokenizer_fingerprint": self.tokenizer.fingerprint}
-        self.last_checkpoint = checkpoints.save_checkpoint(self.engine, self.config, self.step, self.planner.state(), extra)
+        extra = {
+            "tokenizer_fingerprint": self.tokenizer.fingerprint,
+            "updates": self.engine.updates.state(),
+            "bad_steps": self.bad_steps.state(),
+        }
+        self.last_checkpoint = checkpoints.save_checkpoint(self.engine, self.config, self.step, self.data.state, extra)
         self.say(f"saved {self.last_checkpoint} in {time.perf_counter() - begun:.1f} s")
         return self.last_checkpoint
-
-    def _banner(self) -> str:
-        config, parallel, top = self.config, self.config.parallel, self.topology
-        counts = {
-            name: sum(p.numel() for c in self.engine.chunks for n, p in c.named_parameters() if prefix in n)
-            for name, prefix in MODULES.items()
-        }
-        here = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in counts.items())
-        lines = [
-            f"{top.world_size} rank(s) on {top.device.type}: TP {top.tensor_size} x PP {top.pipeline_size} x DP "
-            f"{top.data_size}{', sequence parallel' if parallel.sequence_parallel else ''}; "
-            f"parameters of rank 0: {here}",
-            f"{config.total_steps} steps of {config.schedule.global_batch_size} x {config.data.sequence_length} positions",
-            f"pictures: {config.data.pictures.resize}, decoded by {config.data.pictures.decoder}",
-        ]
-        start = 0
-        for stage, end in zip(config.curriculum.stages, config.stage_ends(), strict=True):
-            sources = ", ".join(f"{name} {weight:g}" for name, weight in stage.sources.items())
-            frozen = f"; frozen: {', '.join(stage.freeze)}" if stage.freeze else ""
-            lines.append(f"  steps {start} to {end}: {stage.name} ({sources}, by {stage.measure}{frozen})")
-            start = end
-        return "\n".join(lines)
 
 
 def train(config: RunConfig) -> Outcome:

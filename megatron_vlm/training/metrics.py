@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -46,7 +47,7 @@ class MetricsLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """`record` has `step` (updates made before it, from 0), `kind` and numbers; nested maps become board paths."""
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in _flat(record):
@@ -57,6 +58,13 @@ class MetricsLog:
         self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def _plain(value: Any) -> Any:
+    """Numbers that JSON has no word for, those of a bad step, become null."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

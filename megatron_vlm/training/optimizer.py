@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer_config import OptimizerConfig as CoreOptimizerConfig
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
@@ -24,6 +25,7 @@ from megatron_vlm.training.parameter_groups import (
     no_weight_decay,
     plain_name,
 )
+from megatron_vlm.training.updates import UpdateCount
 
 
 class Optimizer:
@@ -43,13 +45,13 @@ class Optimizer:
     def groups(self) -> list[dict[str, Any]]:
         return self.inner.param_groups
 
-    def prepare(self, learning_rate: float, step: int, stage: int) -> None:
-        """Set every group's learning rate and weight decay for the update of `step` (from 0)."""
-        ends, adam = self.config.stage_ends(), self.config.optimizer
+    def prepare(self, learning_rate: float, updates: UpdateCount, stage: int) -> None:
+        """Set every group's learning rate and weight decay for the update that comes after `updates`."""
+        adam = self.config.optimizer
         for group in self.groups:
-            born = first_trained_stage(group["label"], stage)
-            start = ends[born - 1] if born else 0
-            factor = bias_correction_factor(step + 1, step + 1 - start, adam.adam_beta1, adam.adam_beta2)
+            start = updates.before_stage(first_trained_stage(group["label"], stage))
+            age = updates.made + 1
+            factor = bias_correction_factor(age, age - start, adam.adam_beta1, adam.adam_beta2)
             group["lr"] = learning_rate * group["lr_mult"] * factor
             # the decay of a step is learning rate x weight decay: the correction is for the moments alone
             group["weight_decay"] = adam.weight_decay * group["wd_mult"] / factor
@@ -71,10 +73,23 @@ class Optimizer:
                 if steps and params:  # kernels and checkpoints want one count for all groups
                     group["step"] = steps[0]
 
-    def step(self) -> tuple[bool, float]:
-        """Clip and update. Returns (whether the update was made, gradient norm before clipping)."""
-        made, norm, _ = self.core.step()
-        return bool(made), float(norm or 0.0)
+    def step(self, allowed: Callable[[float], bool]) -> tuple[bool, float]:
+        """Clip and update, if `allowed(gradient norm)`. Returns (whether the update was made, norm before clipping).
+
+        The parts of megatron-core's own step, with a question between the norm and what changes anything: without the
+        update, parameters, moments and step count keep their bits. `allowed` must say the same on every rank.
+        """
+        if self.core.prepare_grads():  # a loss scale that overflowed
+            return False, float("inf")
+        norm = float(self.core.get_grad_norm() or 0.0)
+        if not allowed(norm):
+            return False, norm
+        for optimizer in self.core.chained_optimizers:
+            parameters = [] if getattr(optimizer, "is_stub_optimizer", False) else optimizer.get_parameters()
+            if parameters and self.config.optimizer.clip_grad > 0:
+                decoupled = optimizer.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+                clip_grad_by_total_norm_fp32(parameters, self.config.optimizer.clip_grad, norm, decoupled)
+        return bool(self.core.step_with_ready_grads()), norm
 
     def zero_grad(self) -> None:
         self.core.zero_grad()

@@ -18,6 +18,7 @@ from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_TEXT
 from megatron_vlm.ops.faults import raise_faults
 from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training.engine import Engine, unwrap
+from megatron_vlm.training.faults.bad_steps import Judge, not_finite
 
 #: the modalities of the losses that are reported
 MODALITIES = {"text": MODALITY_TEXT, "caption": MODALITY_CAPTION}
@@ -35,6 +36,8 @@ class StepResult:
     z_loss: float
     grad_norm: float
     updated: bool
+    #: why the update was left out; None where it was made
+    fault: str | None = None
 
 
 def forward_row(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
@@ -97,12 +100,18 @@ def _forward_step(
 
 
 def train_step(
-    engine: Engine, batches: Sequence[MicroBatch], topology: Topology, learning_rate: float, step: int
+    engine: Engine,
+    batches: Sequence[MicroBatch],
+    topology: Topology,
+    learning_rate: float,
+    *,
+    judge: Judge = not_finite,
 ) -> StepResult:
     """Forward, backward and update of one global batch.
 
     `batches` are this data-parallel rank's micro-batches, the same on its tensor and pipeline ranks. If no rank's batch
-    holds a picture, the encoder and the projector are left as they are.
+    holds a picture, the encoder and the projector are left as they are. If `judge` finds a fault in the loss and the
+    gradient norm of the step, the update is left out on all ranks, and parameters and moments keep their bits.
     """
     engine.zero_grad()
     for chunk in engine.ddp:
@@ -128,18 +137,34 @@ def train_step(
     dist.all_reduce(sums)
     values = sums.tolist()
     raise_faults(topology.device)  # the line above has waited for the device
-    engine.optimizer.prepare(learning_rate, step, engine.stage)
-    without_pictures = () if values[-1] else ("vision", "projector")
-    with engine.optimizer.leaving_out(without_pictures):
-        updated, grad_norm = engine.optimizer.step()
     names = list(MODALITIES)
     tokens = {name: int(values[2 * i + 1]) for i, name in enumerate(names)}
     total = max(1, sum(tokens.values()))
+    loss = sum(values[2 * i] for i in range(len(names))) / total
+    faults: list[str | None] = []
+
+    def allowed(grad_norm: float) -> bool:
+        faults.append(_agreed(judge(loss, grad_norm), topology))
+        return faults[-1] is None
+
+    engine.optimizer.prepare(learning_rate, engine.updates, engine.stage)
+    without_pictures = () if values[-1] else ("vision", "projector")
+    with engine.optimizer.leaving_out(without_pictures):
+        updated, grad_norm = engine.optimizer.step(allowed)
+    engine.updates.made += updated
     return StepResult(
-        loss=sum(values[2 * i] for i in range(len(names))) / total,
+        loss=loss,
         losses={name: values[2 * i] / values[2 * i + 1] for i, name in enumerate(names) if values[2 * i + 1]},
         tokens=tokens,
         z_loss=values[-2] / total,
         grad_norm=grad_norm,
         updated=updated,
+        fault=None if updated else (faults or ["the gradients overflow the loss scale"])[0],
     )
+
+
+def _agreed(fault: str | None, topology: Topology) -> str | None:
+    """`fault`, or another rank's: the norm is summed over the model alone where the optimiser is not distributed."""
+    flag = torch.tensor([0.0 if fault is None else 1.0], device=topology.device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return fault if fault is not None or not flag.item() else "another rank's loss or gradient is bad"

@@ -10,7 +10,7 @@ import pytest
 from megatron_vlm.planning.flops import BatchShape, step_flops
 from megatron_vlm.training.loop import Run
 from tests.distributed.ranks import run_ranks
-from tests.distributed.tiny_run import configuration, plan_from
+from tests.distributed.tiny_run import configuration, next_batches, plan_from
 
 pytestmark = pytest.mark.distributed
 
@@ -20,8 +20,7 @@ SHAPES = [BatchShape(128, (16,) * 8, 0)] * 3 + [BatchShape(128, (64, 64), 2)] * 
 
 def _shares(config: Any) -> list[int]:
     run = Run(config)
-    run.engine.enter_stage(1)
-    return run._share(SHAPES)
+    return run.data.share_of(SHAPES, 1)
 
 
 def test_costly_packs_go_to_different_ranks(data: Path) -> None:
@@ -41,14 +40,14 @@ def _costs(config: Any) -> tuple[float, float]:
     plan_from(run, 2)
     run.engine.enter_stage(1)
     seen: list[list[BatchShape]] = []
-    share = run._share
-    run._share = lambda shapes: seen.append(shapes) or share(shapes)  # type: ignore[func-returns-value,method-assign]
+    share = run.data.share_of
+    run.data.share_of = lambda shapes, stage: seen.append(shapes) or share(shapes, stage)  # type: ignore[func-returns-value,method-assign]
     worst = [0.0, 0.0]
     for _ in range(3):
-        run.next_batches()
+        next_batches(run)
         costs = [step_flops(config.model, 1000, shape, ()) for shape in seen[-1]]
         mean = sum(costs) / 2
-        for at, mine in enumerate((share(seen[-1]), range(run.topology.data_rank * 4, run.topology.data_rank * 4 + 4))):
+        for at, mine in enumerate((share(seen[-1], 1), range(run.topology.data_rank * 4, run.topology.data_rank * 4 + 4))):
             worst[at] = max(worst[at], sum(costs[number] for number in mine) / mean)
     return worst[0], worst[1]
 

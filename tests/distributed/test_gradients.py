@@ -17,7 +17,7 @@ from megatron_vlm.training.engine import unwrap
 from megatron_vlm.training.loop import Run
 from megatron_vlm.training.step import train_step
 from tests.distributed.ranks import run_ranks
-from tests.distributed.tiny_run import PP2, TP2, configuration
+from tests.distributed.tiny_run import PP2, TP2, configuration, next_batches
 
 pytestmark = pytest.mark.distributed
 
@@ -70,9 +70,9 @@ def _one_rank(config: Any, mutation: Any = None) -> Shards:
     run._start()
     if mutation is not None:
         mutation(unwrap(run.engine.chunks[0]))
-    batches, shape = run.next_batches()
+    batches, shape = next_batches(run)
     assert shape.pictures
-    train_step(run.engine, batches, run.topology, 0.0, 0)
+    train_step(run.engine, batches, run.topology, 0.0)
     return _shards(run)
 
 

@@ -12,7 +12,7 @@ from megatron_vlm.training.engine import unwrap
 from megatron_vlm.training.loop import Run
 from megatron_vlm.training.step import train_step
 from tests.distributed.ranks import run_ranks
-from tests.distributed.tiny_run import configuration, one_step
+from tests.distributed.tiny_run import configuration, next_batches, one_step
 
 pytestmark = pytest.mark.distributed
 
@@ -33,9 +33,9 @@ def _against_fresh_adam(config: Any) -> tuple[float, int]:
     fresh = torch.optim.AdamW(groups, lr=1e-3, betas=(adam.adam_beta1, adam.adam_beta2), eps=adam.adam_eps)
     worst, updates = 0.0, 0
     for _ in range(3):
-        batches, shape = run.next_batches()
+        batches, shape = next_batches(run)
         assert shape.pictures
-        train_step(run.engine, batches, run.topology, 1e-3, run.step)
+        train_step(run.engine, batches, run.topology, 1e-3)
         run.step += 1
         for name, parameter in late.items():
             copies[name].grad = parameter.main_grad.clone()

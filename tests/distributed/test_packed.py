@@ -20,10 +20,10 @@ pytestmark = pytest.mark.distributed
 
 def _score(config: Any) -> tuple[Any, Any, Any, int]:
     run = Run(config)
-    captions = held_out_documents(run.planner.sources["captions"], config, config.shape_of(4), 12, pictures=True)
+    captions = held_out_documents(run.data.sources["captions"], config, config.shape_of(4), 12, pictures=True)
     documents = [
         *captions,
-        *held_out_documents(run.planner.sources["text"], config, config.shape_of(4), 1, pictures=True)[:3],
+        *held_out_documents(run.data.sources["text"], config, config.shape_of(4), 1, pictures=True)[:3],
     ]
 
     def score(wanted: list[Scored]) -> Any:

@@ -36,7 +36,7 @@ def _rest(config: Any, count: int) -> tuple[list[dict[str, float]], dict[str, An
 def _spans(config: Any) -> list[Any]:
     run = Run(config)
     run._start()
-    plan = run.planner.plan_step()
+    plan = run.data.planner.plan_step()
     assert plan is not None
     return [[(s.source, s.document, s.start, s.length) for s in pack] for pack in plan.packs]
 

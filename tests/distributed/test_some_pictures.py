@@ -13,7 +13,7 @@ from megatron_vlm.data.step_plan import StepPlan
 from megatron_vlm.training.loop import Run
 from megatron_vlm.training.step import train_step
 from tests.distributed.ranks import run_ranks
-from tests.distributed.tiny_run import configuration, one_step, parameters, plan_from
+from tests.distributed.tiny_run import configuration, next_batches, one_step, parameters, plan_from
 
 pytestmark = pytest.mark.distributed
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.distributed
 def _plan(run: Run) -> StepPlan:
     """Six packs of text, then two with pictures."""
     plan_from(run, 0)
-    text, _, mixed = (run.planner.plan_step() for _ in range(3))
+    text, _, mixed = (run.data.planner.plan_step() for _ in range(3))
     assert text is not None
     assert mixed is not None
     pictured = [pack for pack in mixed.packs if any(span.pictures for span in pack)]
@@ -34,13 +34,13 @@ def _step(config: Any) -> tuple[float, float, list[int], dict[str, Any]]:
     run.step = 2
     one_step(run)  # moments are warm
     plan = _plan(run)
-    run.planner.plan_step = lambda: plan  # type: ignore[method-assign]
+    run.data.planner.plan_step = lambda: plan  # type: ignore[method-assign]
     # dealt in order, so that pictures are in the last rank's last micro-batch and nowhere else
     each = len(plan.packs) // run.topology.data_size
     first = run.topology.data_rank * each
-    run._share = lambda shapes: list(range(first, first + each))  # type: ignore[method-assign]
-    batches, _ = run.next_batches()
-    result = train_step(run.engine, batches, run.topology, 1e-3, run.step)
+    run.data.share = lambda plan: list(range(first, first + each))  # type: ignore[method-assign]
+    batches, _ = next_batches(run)
+    result = train_step(run.engine, batches, run.topology, 1e-3)
     with run.engine.whole_parameters():
         return result.loss, result.grad_norm, [batch.pictures for batch in batches], parameters(run)
 

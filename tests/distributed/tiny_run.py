@@ -7,6 +7,8 @@ from typing import Any
 
 from megatron_vlm.config.loading import load_config
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.data.micro_batch import MicroBatch
+from megatron_vlm.planning.flops import BatchShape
 from megatron_vlm.training.engine import unwrap
 from megatron_vlm.training.loop import Run
 from megatron_vlm.training.step import train_step
@@ -33,6 +35,7 @@ def configuration(data: Path, parallel: dict[str, Any] | None = None, **fields: 
         "ffn_hidden_size: 128}",
         "model.vision": "{num_layers: 2, hidden_size: 64}",
         "logging.tensorboard": "false",
+        "loader.workers": 0,
         **{f"parallel.{name}": value for name, value in (parallel or {}).items()},
         **{name.replace("__", "."): value for name, value in fields.items()},
     }
@@ -44,13 +47,21 @@ def configuration(data: Path, parallel: dict[str, Any] | None = None, **fields: 
 
 def plan_from(run: Run, step: int) -> None:
     """Plan from `step` on, with the first documents."""
-    run.planner.step, run.planner.pack = step, run.config.packs_before(step)
+    planner = run.data.planner
+    planner.step, planner.pack = step, run.config.packs_before(step)
+
+
+def next_batches(run: Run) -> tuple[list[MicroBatch], BatchShape]:
+    """This rank's micro-batches of the coming step, and the shape of the whole global batch."""
+    step = run.next_step()
+    assert step is not None
+    return step.batches, step.shape
 
 
 def one_step(run: Run) -> dict[str, float]:
     run._enter_stage()
-    batches, _ = run.next_batches()
-    result = train_step(run.engine, batches, run.topology, run.rate(run.step), run.step)
+    batches, _ = next_batches(run)
+    result = train_step(run.engine, batches, run.topology, run.rate(run.step))
     run.step += 1
     return {"loss": result.loss, "grad_norm": result.grad_norm, **result.losses}
 

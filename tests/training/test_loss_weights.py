@@ -14,7 +14,7 @@ from megatron_vlm.training.loop import Run
 from megatron_vlm.training.step import WEIGHT_UNIT, train_step, whole_weights
 from tests.distributed.conftest import data  # noqa: F401
 from tests.distributed.ranks import run_ranks
-from tests.distributed.tiny_run import configuration, plan_from
+from tests.distributed.tiny_run import configuration, next_batches, plan_from
 
 
 @pytest.mark.parametrize("weights", [{}, {"text": 1.0}, {"text": 2.0, "caption": 2.0}, {"caption": 0.0, "text": 0.0}])
@@ -38,7 +38,7 @@ def _gradients(
     run.step = 2
     run._enter_stage()
     plan_from(run, 2)
-    batches, _ = run.next_batches()
+    batches, _ = next_batches(run)
     for batch in batches:
         for name, factor in keep.items():
             chosen = batch.label_modality == MODALITY_TEXT

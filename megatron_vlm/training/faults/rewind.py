@@ -1,0 +1,39 @@
+"""Going back to the parameters of the last checkpoint while the data goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_vlm.config.run import RunConfig
+from megatron_vlm.training import checkpoint as checkpoints
+from megatron_vlm.training.engine import Engine
+
+
+def last_checkpoint(config: RunConfig, not_after: int) -> Path | None:
+    """This run's newest whole checkpoint of a step up to `not_after`, as rank 0 sees it. Every rank calls it."""
+    found: list[Path | None] = [None]
+    if dist.get_rank() == 0:
+        for place in checkpoints.complete_checkpoints(checkpoints.checkpoint_folder(config)):
+            if int(checkpoints.read_run_file(place)["step"]) <= not_after:
+                found = [place]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def rewind(engine: Engine, config: RunConfig, place: Path) -> dict[str, Any]:
+    """Take weights, moments and the count of updates from the checkpoint `place`; the engine's stage stays what it is.
+
+    Every rank calls it. Returns the checkpoint's run file.
+
+    Raises:
+        DataError: the checkpoint does not fit this run.
+    """
+    run, stage = checkpoints.read_run_file(place), engine.stage
+    engine.enter_stage(config.stage_of(int(run["step"])))  # what the optimiser's state belongs to
+    checkpoints.load_training(engine, config, place, run)
+    engine.updates.load(run["updates"])
+    engine.enter_stage(stage)
+    return run
