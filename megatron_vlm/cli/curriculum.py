@@ -36,6 +36,10 @@ SUFFIXES = (".png", ".svg", ".pdf", ".html")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from megatron_vlm.cli.train import add_config_arguments
 
+    parser.usage = (
+        "megatron-vlm curriculum show [CONFIG | --preset PRESET | --config FILE] [--run FOLDER] [--out FILE] [--json]\n"
+        "         [--assume SOURCE=TOKENS[+PICTURES]] [--repeats N] [--section.field VALUE ...]"
+    )
     # one list, since an optional CONFIG of its own would take the values of overrides
     parser.add_argument("words", nargs="+", metavar="show [CONFIG]", help="a YAML file or the name of a preset")
     add_config_arguments(parser)

@@ -42,20 +42,18 @@ def count_totals(reader: IndexedReader, image_tokens: int) -> SourceTotals:
         ids = reader.sequence_lengths[first:last]
         if reader.multimodal:
             image = reader.modes[first:last] == IMAGE_MODE
-            ids = np.where(image, image_tokens, ids)
-            shown = _by_document(image, at)
-            ends_with_picture = np.zeros(len(shown), np.int64)
-            filled = at[1:] > at[:-1]
-            ends_with_picture[filled] = image[at[1:][filled] - 1]
+            ids = np.where(image, np.int32(image_tokens), ids)
         length = _by_document(ids, at)
-        if reader.multimodal:
-            length += ends_with_picture
+        if reader.multimodal and len(image):
+            length += image[np.maximum(at[1:] - 1, 0)] & (at[1:] > at[:-1])
         usable = length >= 2
         count = int(np.count_nonzero(usable))
         documents += count
         positions += int(length.sum(where=usable)) - count
         if reader.multimodal:
-            pictures += int(shown.sum(where=usable))
+            pictures += int(np.count_nonzero(image))
+            if count < len(usable):
+                pictures -= int(_by_document(image, at).sum(where=~usable))
     return SourceTotals(documents, positions, pictures)
 
 
