@@ -156,7 +156,7 @@ def read_shapes(
 ) -> tuple[dict[int, dict[str, SourceShape]], list[str]]:
     """For every size of picture in the run, the shape of each source that a stage reads; and what could not be read."""
     from megatron_vlm.data.indexed_reader import IndexedReader
-    from megatron_vlm.data.source_totals import count_totals
+    from megatron_vlm.data.source_totals import count_dataset
     from megatron_vlm.errors import DataError
     from megatron_vlm.planning.source_shares import SourceShape
 
@@ -176,9 +176,9 @@ def read_shapes(
         try:
             if not prefix:
                 raise DataError(f"no dataset is given (--data.sources.{name} PREFIX)")
-            reader = IndexedReader(Path(prefix))
+            counted = count_dataset(IndexedReader(Path(prefix)))
             for count in rows:
-                totals = count_totals(reader, count)
+                totals = counted.totals(count)
                 if totals.positions:
                     visual = totals.pictures * count / totals.positions
                     shapes[count][name] = SourceShape(totals.positions / totals.documents, visual, totals.positions)

@@ -11,7 +11,6 @@ from megatron_vlm.data.indexed_format import IMAGE_MODE
 from megatron_vlm.data.indexed_reader import IndexedReader
 
 Integers = npt.NDArray[np.int64]
-_CHUNK = 1 << 20  # documents that a pass over a dataset holds in memory
 
 
 @dataclass(frozen=True)
@@ -56,41 +55,3 @@ def document_lengths(reader: IndexedReader, documents: Integers, image_tokens: i
     picture_end[filled] = np.maximum.reduceat(upto, starts)
     positions[filled] = before[ends] - before[starts] + picture[ends - 1] - 1
     return DocumentLengths(positions, pictures, picture_end)
-
-
-@dataclass(frozen=True)
-class SourceTotals:
-    """Of all documents that can be trained on: their number, positions, and pictures."""
-
-    documents: int
-    positions: int
-    pictures: int
-
-
-@dataclass(frozen=True)
-class DatasetCount:
-    """What totals are made from at any number of tokens a picture; one pass over the index."""
-
-    documents: int
-    without_pictures: int  # positions but for those of pictures
-    pictures: int
-    #: documents of fewer than two ids, which have nothing to predict
-    short: int
-
-    def totals(self, image_tokens: int) -> SourceTotals:
-        return SourceTotals(self.documents, self.without_pictures + self.pictures * image_tokens, self.pictures)
-
-
-def count_dataset(reader: IndexedReader) -> DatasetCount:
-    """Raises DataError where the index is damaged."""
-    documents = positions = pictures = 0
-    reader.verify()
-    for start in range(0, reader.document_count, _CHUNK):
-        stop = min(start + _CHUNK, reader.document_count)
-        # with one id a picture, a document of pictures has a position for each but the last, which gets the end's
-        found = document_lengths(reader, np.arange(start, stop), 1)
-        usable = found.positions >= 1
-        documents += int(usable.sum())
-        positions += int((found.positions - found.pictures)[usable].sum())
-        pictures += int(found.pictures[usable].sum())
-    return DatasetCount(documents, positions, pictures, reader.document_count - documents)

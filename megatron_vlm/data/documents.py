@@ -9,16 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_vlm.config.data import TokenCounts
-from megatron_vlm.data.document_lengths import (
-    DocumentLengths,
-    Integers,
-    SourceTotals,
-    count_dataset,
-    document_lengths,
-)
+from megatron_vlm.data.document_lengths import DocumentLengths, Integers, document_lengths
 from megatron_vlm.data.indexed_format import IMAGE_MODE
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.sequence_facts import open_sequence_facts
+from megatron_vlm.data.source_totals import SourceTotals, count_dataset
 from megatron_vlm.errors import DataError
 from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_TEXT, Segment
 from megatron_vlm.ops.assemble_spans import IndexedSource
@@ -65,6 +60,7 @@ class DocumentSource:
                 f"{reader.prefix} was made with another tokenizer (fingerprint {made_with[:12]}, this run's is "
                 f"{tokenizer_fingerprint[:12]}); preprocess it again, or give its tokenizer with --data.tokenizer"
             )
+        reader.verify()
         #: what totals are made from; one pass over the index
         self.count = count_dataset(reader)
         self.short_documents = self.count.short

@@ -22,11 +22,32 @@ class SourceTotals:
     pictures: int
 
 
-def count_totals(reader: IndexedReader, image_tokens: int) -> SourceTotals:
-    """Totals of a dataset where a picture takes `image_tokens` ids; counts as `DocumentSource` does, in little memory.
+@dataclass(frozen=True, slots=True)
+class DatasetCount:
+    """What totals are made from at any number of tokens a picture.
+
+    Attributes:
+        documents: that can be trained on.
+        words: positions of them but for those of pictures.
+        pictures: of them.
+        short: documents of fewer than two ids, which have nothing to predict.
+    """
+
+    documents: int
+    words: int
+    pictures: int
+    short: int
+
+    def totals(self, image_tokens: int) -> SourceTotals:
+        """Where a picture takes `image_tokens` ids."""
+        return SourceTotals(self.documents, self.words + self.pictures * image_tokens, self.pictures)
+
+
+def count_dataset(reader: IndexedReader) -> DatasetCount:
+    """One pass over the index, in little memory.
 
     A document of n expanded ids has n - 1 positions, one more if it ends with a picture (an end-of-document follows it);
-    documents with fewer than 2 ids have none and are not counted.
+    documents with fewer than 2 ids have none and are not counted. Which these are does not depend on the ids of a picture.
 
     Raises:
         DataError: the index is damaged.
@@ -42,7 +63,7 @@ def count_totals(reader: IndexedReader, image_tokens: int) -> SourceTotals:
         ids = reader.sequence_lengths[first:last]
         if reader.multimodal:
             image = reader.modes[first:last] == IMAGE_MODE
-            ids = np.where(image, np.int32(image_tokens), ids)
+            ids = np.where(image, np.int32(1), ids)
         length = _by_document(ids, at)
         if reader.multimodal and len(image):
             length += image[np.maximum(at[1:] - 1, 0)] & (at[1:] > at[:-1])
@@ -54,7 +75,7 @@ def count_totals(reader: IndexedReader, image_tokens: int) -> SourceTotals:
             pictures += int(np.count_nonzero(image))
             if count < len(usable):
                 pictures -= int(_by_document(image, at).sum(where=~usable))
-    return SourceTotals(documents, positions, pictures)
+    return DatasetCount(documents, positions - pictures, pictures, reader.document_count - documents)
 
 
 def _by_document(per_sequence: npt.NDArray[np.generic], at: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -38,7 +38,9 @@ def _step(config: Any) -> tuple[float, float, list[int], dict[str, Any]]:
     # dealt in order, so that pictures are in the last rank's last micro-batch and nowhere else
     each = len(plan.packs) // run.topology.data_size
     first = run.topology.data_rank * each
-    run.data.share = lambda plan: list(range(first, first + each))  # type: ignore[method-assign]
+    loader = run.data._loader
+    assert loader is not None
+    loader._share = lambda plan: list(range(first, first + each))
     batches, _ = next_batches(run)
     result = train_step(run.engine, batches, run.topology, 1e-3)
     with run.engine.whole_parameters():
