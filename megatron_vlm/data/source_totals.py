@@ -13,6 +13,9 @@ from megatron_vlm.data.indexed_reader import IndexedReader
 _CHUNK = 1 << 18  # documents that a pass holds in memory
 
 
+_IDS_OF_A_PICTURE = 2  # any number from two on counts the same documents
+
+
 @dataclass(frozen=True, slots=True)
 class SourceTotals:
     """One pass over a source, with pictures expanded: documents that have a position, their positions, their pictures."""
@@ -47,7 +50,7 @@ def count_dataset(reader: IndexedReader) -> DatasetCount:
     """One pass over the index, in little memory.
 
     A document of n expanded ids has n - 1 positions, one more if it ends with a picture (an end-of-document follows it);
-    documents with fewer than 2 ids have none and are not counted. Which these are does not depend on the ids of a picture.
+    documents with fewer than 2 ids have none and are not counted, a picture being two ids or more.
 
     Raises:
         DataError: the index is damaged.
@@ -63,7 +66,7 @@ def count_dataset(reader: IndexedReader) -> DatasetCount:
         ids = reader.sequence_lengths[first:last]
         if reader.multimodal:
             image = reader.modes[first:last] == IMAGE_MODE
-            ids = np.where(image, np.int32(1), ids)
+            ids = np.where(image, np.int32(_IDS_OF_A_PICTURE), ids)
         length = _by_document(ids, at)
         if reader.multimodal and len(image):
             length += image[np.maximum(at[1:] - 1, 0)] & (at[1:] > at[:-1])
@@ -75,7 +78,7 @@ def count_dataset(reader: IndexedReader) -> DatasetCount:
             pictures += int(np.count_nonzero(image))
             if count < len(usable):
                 pictures -= int(_by_document(image, at).sum(where=~usable))
-    return DatasetCount(documents, positions - pictures, pictures, reader.document_count - documents)
+    return DatasetCount(documents, positions - _IDS_OF_A_PICTURE * pictures, pictures, reader.document_count - documents)
 
 
 def _by_document(per_sequence: npt.NDArray[np.generic], at: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -153,7 +153,7 @@ def test_two_epochs_and_a_half(sources: Sources) -> None:
 
 def test_a_small_dataset_is_drawn_again_in_another_order(tmp_path: Path) -> None:
     text = make(tmp_path, "text", [[CAPACITY + 1]] * 30)
-    plan = PackPlanner({"text": text}, run(TEXT, steps=60, batch=1, window_packs=30))
+    plan = PackPlanner({"text": text}, run(TEXT, steps=60, batch=1, window_packs=10))
     packs = [pack[0].document for pack in all_packs(plan)]
     epochs = [packs[:30], packs[30:]]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(30))

@@ -41,7 +41,7 @@ def test_by_hand(tmp_path: Path) -> None:
     assert count_dataset(reader).totals(4) == SourceTotals(documents=4, positions=2 + 5 + 6 + 4, pictures=3)
 
 
-@given(documents=st.lists(DOCUMENT, min_size=1, max_size=12), image_tokens=st.integers(1, 5), chunk=st.integers(1, 5))
+@given(documents=st.lists(DOCUMENT, min_size=1, max_size=12), image_tokens=st.integers(2, 5), chunk=st.integers(1, 5))
 def test_it_counts_what_training_sees(documents: list[list[int | None]], image_tokens: int, chunk: int) -> None:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(source_totals, "_CHUNK", chunk)
