@@ -194,10 +194,12 @@ class Watchdog:
         last_words.end(verdict, self.rank, self.pulse)
 
     async def _tell_error(self, text: str) -> None:
+        now_at = beat(self.pulse, time.monotonic())
         if self.rank == 0:
+            self.peers[0].hear(time.monotonic(), now_at)
             self._say({"kind": "verdict", **_failure(self.peers[0], text).to_map()})
         else:
-            self._say({"kind": "failed", "text": text})
+            self._say({"kind": "failed", "text": text, **now_at})
         await self._drain()
 
     def _say(self, message: dict[str, Any]) -> None:
