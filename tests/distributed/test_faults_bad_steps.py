@@ -164,7 +164,11 @@ def _from_checkpoint_past(config: RunConfig, after: int) -> dict[str, bytes]:
     [
         ONE_STAGE,
         # the checkpoint of step 2 lies before the border at which pictures enter, the bad step 4 after it
-        {"curriculum.stages.0.until_steps": 3, "curriculum.stages.0.until": "null", "checkpoint.save_at_stage_border": False},
+        {
+            "curriculum.stages.0.until_steps": 3,
+            "curriculum.stages.0.until": "null",
+            "checkpoint.save_at_stage_border": False,
+        },
     ],
 )
 def test_rewound_parameters_are_the_checkpoints_and_the_data_goes_on(
@@ -209,9 +213,7 @@ def test_stop_ends_at_the_first_bad_step(data: Path, tmp_path: Path) -> None:
     assert _records(tmp_path, "fault")[0]["action"] == "stop"
 
 
-def test_too_many_bad_steps_end_the_run_with_a_report(
-    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_too_many_bad_steps_end_the_run_with_a_report(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = configuration(data, **{"faults.max_bad_steps": 2, "logging.directory": tmp_path})
     assert [r[:2] for r in run_ranks(2, _poisoned, config, "loss", (1, 2, 3, 4))] == [(65, 3)] * 2
     assert [f["action"] for f in _records(tmp_path, "fault")] == ["skip", "skip", "stop"]

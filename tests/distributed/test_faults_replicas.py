@@ -21,7 +21,7 @@ FLIPPED = "language_model.decoder.final_layernorm.weight"
 
 
 def _flip(config: RunConfig, victim: int) -> tuple[int, int]:
-    """Flip the lowest bit of one number after step 1, in a parameter that the next update would not overwrite."""
+    """Flip the lowest bit of one number on one rank after step 1."""
     run = Run(config)
     make_step = run._one_step
 
@@ -50,7 +50,12 @@ def _flip(config: RunConfig, victim: int) -> tuple[int, int]:
 def test_a_flipped_bit_ends_the_run(
     ranks: int, parallel: dict[str, Any], said: str, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    fields = {"faults.check_replicas_interval": 2, "checkpoint.save_interval": 2, "logging.directory": tmp_path}
+    fields: dict[str, Any] = {
+        "faults.check_replicas_interval": 2,
+        "checkpoint.save_interval": 2,
+        "logging.directory": tmp_path,
+    }
+    fields["curriculum.stages"] = "[{sources: {text: 0.5, captions: 0.5}}]"  # a border would gather the parameters anew
     assert run_ranks(ranks, _flip, configuration(data, parallel, **fields), 1) == [(70, 2)] * ranks
     assert f"data-parallel replicas differ before step 2: {said}. " in capfd.readouterr().out
     assert not list((tmp_path / "checkpoints").glob("step-*"))

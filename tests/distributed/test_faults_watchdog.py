@@ -72,7 +72,9 @@ def _go_wrong(config: RunConfig, log: str, victim: int, how: Any, step: int) -> 
         os._exit(2 if isinstance(error, DataError) else 1)
 
 
-def _run(ranks: int, config: RunConfig, folder: Path, victim: int, how: Any, step: int = 2) -> tuple[list[int], list[str], float]:
+def _run(
+    ranks: int, config: RunConfig, folder: Path, victim: int, how: Any, step: int = 2
+) -> tuple[list[int], list[str], float]:
     """Exit codes and outputs by rank, and seconds from the first end of a rank's process to the last one's."""
     context = multiprocessing.get_context("fork")
     log, store = str(folder / "log"), str(folder / "store")

@@ -131,8 +131,8 @@ def find_fault(peers: Sequence[Peer], now: float, timeout_s: float) -> Verdict |
             return None
         last_one = min(overdue, key=lambda peer: peer.seconds_in_phase(now))
         return Verdict(
-            f"all {len(here)} ranks stand for {last_one.seconds_in_phase(now):.1f} s {last_one.place}; their stacks tell which "
-            f"one the others wait for"
+            f"all {len(here)} ranks stand for {last_one.seconds_in_phase(now):.1f} s {last_one.place}; their stacks tell "
+            f"which one the others wait for"
         )
     if not overdue:
         return None

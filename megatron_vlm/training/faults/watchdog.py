@@ -66,7 +66,8 @@ class Watchdog:
             meeting = [(_addresses(alone), listener.getsockname()[1], secrets.token_hex(16))]
         dist.broadcast_object_list(meeting, src=0)
         ready = threading.Event()
-        work = self._lead(listener, meeting[0][2], ready) if listener else self._follow(*meeting[0], ready)
+        addresses, port, token = meeting[0]
+        work = self._lead(listener, token, ready) if listener else self._follow(addresses, port, token, ready)
         self._thread = threading.Thread(target=asyncio.run, args=(work,), name="watchdog", daemon=True)
         self._thread.start()
         ready.wait()
@@ -143,7 +144,9 @@ class Watchdog:
             return
         reader, writer = found
         self._writers[0] = writer
-        _write(writer, {"kind": "hello", "rank": self.rank, "token": token, **identity(), **beat(self.pulse, time.monotonic())})
+        _write(
+            writer, {"kind": "hello", "rank": self.rank, "token": token, **identity(), **beat(self.pulse, time.monotonic())}
+        )
         hearing = asyncio.create_task(self._hear(leader, {}, reader))
         while not stopping.is_set():
             now = time.monotonic()
