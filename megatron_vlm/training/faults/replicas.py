@@ -78,6 +78,7 @@ def compare_replicas(engine: Engine, topology: Topology) -> list[str]:
 def replicas_message(step: int, found: Sequence[str]) -> str:
     more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return (
-        f"data-parallel replicas differ before step {step}: {'; '.join(found[:_NAMED])}{more}. A rank's memory or arithmetic "
-        f"is not to be trusted; nothing of this is saved: go on from the last checkpoint, on other hardware if it comes again"
+        f"data-parallel replicas differ before step {step}: {'; '.join(found[:_NAMED])}{more}. A rank's memory or "
+        f"arithmetic is not to be trusted; nothing of this is saved: go on from the last checkpoint, on other hardware if it "
+        f"comes again"
     )
