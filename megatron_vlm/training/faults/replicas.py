@@ -79,6 +79,6 @@ def replicas_message(step: int, found: Sequence[str]) -> str:
     more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return (
         f"data-parallel replicas differ before step {step}: {'; '.join(found[:_NAMED])}{more}. A rank's memory or "
-        f"arithmetic is not to be trusted; nothing of this is saved: go on from the last checkpoint, on other hardware if it "
-        f"comes again"
+        f"arithmetic is not to be trusted; nothing of this is saved: go on from the last checkpoint, on other hardware if "
+        f"it comes again"
     )
