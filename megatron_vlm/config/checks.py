@@ -287,8 +287,8 @@ def _faults(config: RunConfig) -> Iterator[str]:
         )
     if faults.timeout_s >= waits:
         yield (
-            f"faults.timeout_s: {faults.timeout_s:g} s, but collectives end after parallel.timeout_s {waits} s, before a rank "
-            f"could be named; at most {max(0, waits - 1)}"
+            f"faults.timeout_s: {faults.timeout_s:g} s, but collectives end after parallel.timeout_s {waits} s, before a "
+            f"rank could be named; at most {max(0, waits - 1)}"
         )
     if faults.long_timeout_s < faults.timeout_s:
         yield (

@@ -25,7 +25,9 @@ from megatron_vlm.planning.flops import step_flops
 from megatron_vlm.training import checkpoint as checkpoints
 from megatron_vlm.training.banner import banner
 from megatron_vlm.training.engine import Engine
+from megatron_vlm.training.faults.exit_codes import EXIT_REPLICAS_DIFFER
 from megatron_vlm.training.faults.pulse import Pulse
+from megatron_vlm.training.faults.replicas import compare_replicas, replicas_message
 from megatron_vlm.training.faults.response import BadStepResponse
 from megatron_vlm.training.faults.watchdog import Watchdog
 from megatron_vlm.training.learning_rate import learning_rate_law
@@ -195,7 +197,10 @@ class Run:
             done = self.step >= config.total_steps or bool(self._ended)
             asked = self._anyone_asked(stop)
             wanted = (every and self.step % every == 0) or (began and config.checkpoint.save_at_stage_border)
-            if self.step > started_at and (done or asked or wanted):
+            saves = self.step > started_at and (done or asked or wanted)
+            if self._replicas_differ(saves):
+                return Outcome(EXIT_REPLICAS_DIFFER, self.step, self.last_checkpoint)
+            if saves:
                 self.save()
             if asked and not done:
                 saved = "saved" if self.step > started_at else "nothing new to save"
@@ -207,6 +212,15 @@ class Run:
             ended = self._one_step(log, progress)
             if ended is not None:
                 return Outcome(ended, self.step, self.last_checkpoint)
+
+    def _replicas_differ(self, saves: bool) -> bool:
+        every = self.config.faults.check_replicas_interval
+        if self.topology.data_size == 1 or not every or not (saves or (self.step and self.step % every == 0)):
+            return False
+        found = compare_replicas(self.engine, self.topology)
+        if found:
+            self.say(replicas_message(self.step, found))
+        return bool(found)
 
     def _due(self, interval: int) -> bool:
         return interval > 0 and (self.step % interval == 0 or self.step == self.config.total_steps)

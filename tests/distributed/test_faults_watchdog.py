@@ -21,13 +21,16 @@ from tests.distributed.tiny_run import configuration
 pytestmark = pytest.mark.distributed
 
 TIMEOUT = 3
+STAGE = "[{sources: {text: 0.5, captions: 0.5}}]"
 
 
 def _stop(run: Run) -> None:
+    time.sleep(1.5)  # a beat tells where it is
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _die(run: Run) -> None:
+    time.sleep(1.5)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -57,7 +60,7 @@ def _go_wrong(config: RunConfig, log: str, victim: int, how: Any, step: int) -> 
 
     def batches() -> Any:
         if rank == victim and run.step == step:
-            how(run)
+            how(run)  # in the phase 'data', while the others go on to the step's first collective
         return batches_of()
 
     run.next_step = batches  # type: ignore[method-assign]
@@ -75,7 +78,7 @@ def _run(
     """Exit codes and outputs by rank, and seconds from the first end of a rank's process to the last one's."""
     context = multiprocessing.get_context("fork")
     log, store = str(folder / "log"), str(folder / "store")
-    processes = []
+    processes, pipes = [], []
     for rank in range(ranks):
         mine, theirs = context.Pipe(duplex=False)
         args = (rank, ranks, store, _go_wrong, (config, log, victim, how, step), theirs)
@@ -83,14 +86,15 @@ def _run(
         process.start()
         theirs.close()
         processes.append(process)
-    deadline, ends = time.monotonic() + 100, {}
+        pipes.append(mine)  # held, so that a rank can write its result
+    deadline, ends = time.monotonic() + 40, {}
     while len(ends) < ranks and time.monotonic() < deadline:
         for rank, process in enumerate(processes):
             if rank not in ends and process.exitcode is not None:
                 ends[rank] = time.monotonic()
         time.sleep(0.02)
     for process in processes:
-        process.kill()
+        process.kill()  # also where this test fails
         process.join()
     assert len(ends) == ranks, f"of {ranks} ranks only {sorted(ends)} ended"
     outputs = [Path(f"{log}.{rank}").read_text(encoding="utf-8") for rank in range(ranks)]
@@ -99,7 +103,7 @@ def _run(
 
 def _config(data: Path, folder: Path, **fields: Any) -> RunConfig:
     """8 steps; what is slow on a busy machine has two minutes, an ordinary step 3 seconds."""
-    common = {"logging.directory": folder, "schedule.train_steps": 8, "curriculum.stages.0.until": 0.99}
+    common = {"logging.directory": folder, "schedule.train_steps": 8, "curriculum.stages": STAGE}
     return configuration(data, **{**common, "faults.timeout_s": TIMEOUT, "faults.long_timeout_s": 60, **fields})
 
 
@@ -173,6 +177,7 @@ def test_a_long_save_is_no_fault(data: Path, tmp_path: Path) -> None:
     codes, outputs, _ = _run(2, config, tmp_path, 0, _slow_save)
     assert "ends with exit code" not in outputs[0] + outputs[1]
     assert codes == [0, 0], outputs
+    assert (tmp_path / "checkpoints" / "step-00000008").is_dir()
 
 
 def _die_before_a_child(run: Run) -> None:

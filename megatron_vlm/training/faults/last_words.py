@@ -27,7 +27,7 @@ def report(verdict: Verdict, rank: int, pulse: Pulse) -> str:
         f"megatron-vlm: {verdict.text}\n"
         f"megatron-vlm: rank {rank} (pid {os.getpid()}) ends with exit code {EXIT_RANK_LOST}; it is at step {mark.step} in "
         f"phase {mark.phase!r} for {time.monotonic() - mark.since:.1f} s{waiting}. Its stack, innermost last:\n"
-        f"{''.join(pulse.stack().format())}"
+        f"{pulse.stack()}"
     )
 
 
@@ -63,13 +63,14 @@ def _gone(process: psutil.Process) -> bool:
 
 def end(verdict: Verdict, rank: int, pulse: Pulse) -> NoReturn:
     """Say it and end this process at once: its main thread may wait in a collective that never ends."""
-    text = report(verdict, rank, pulse).encode()
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    with contextlib.suppress(OSError):
-        os.write(2, text)  # one write: lines of ranks that share a terminal do not mix
-    for accused in verdict.accused:
-        if accused.by == rank:
-            end_process(accused)
-    os._exit(EXIT_RANK_LOST)
+    try:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        # one write: lines of ranks that share a terminal do not mix
+        os.write(2, report(verdict, rank, pulse).encode())
+        for accused in verdict.accused:
+            if accused.by == rank:
+                end_process(accused)
+    finally:  # whatever could not be said
+        os._exit(EXIT_RANK_LOST)

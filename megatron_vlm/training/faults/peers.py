@@ -126,15 +126,16 @@ def find_fault(peers: Sequence[Peer], now: float, timeout_s: float) -> Verdict |
     last = min((peer.count for peer in here), default=0)
     behind = [peer for peer in here if peer.count == last]
     overdue = [peer for peer in behind if peer.seconds_in_phase(now) > peer.allowed_s]
+    if len(behind) == len(here):  # all in one phase: the last to come may be what the others waited for until now
+        if len(overdue) < len(here):
+            return None
+        last_one = min(overdue, key=lambda peer: peer.seconds_in_phase(now))
+        return Verdict(
+            f"all {len(here)} ranks stand for {last_one.seconds_in_phase(now):.1f} s {last_one.place}; their stacks tell "
+            f"which one the others wait for"
+        )
     if not overdue:
         return None
-    if len(behind) == len(here):
-        slowest = max(overdue, key=lambda peer: peer.seconds_in_phase(now))
-        text = (
-            f"all {len(here)} ranks stand {slowest.place} for {slowest.seconds_in_phase(now):.1f} s; their stacks tell which "
-            f"one the others wait for"
-        )
-        return Verdict(text)
     text = "; ".join(
         f"{peer.name} makes no progress for {peer.seconds_in_phase(now):.1f} s, {peer.place}, and the others wait for it"
         for peer in overdue

@@ -38,10 +38,10 @@ class Pulse:
         allowed = self._config.long_timeout_s if long else self._config.timeout_s
         self.mark = Mark(self.mark.count + 1, step, phase, time.monotonic(), allowed)
 
-    def stack(self) -> traceback.StackSummary:
-        """The Python frames of the main thread, outermost first."""
+    def stack(self) -> str:
+        """The Python stack of the main thread, innermost frame last."""
         frame = sys._current_frames().get(self._main or 0)
-        return traceback.StackSummary.extract(traceback.walk_stack(frame), lookup_lines=False)[::-1] if frame else _EMPTY
+        return "".join(traceback.format_stack(frame)) if frame is not None else ""
 
     def collective(self) -> str:
         """What the main thread waits in for other ranks: the outermost function of torch.distributed or of the pipeline."""
@@ -51,6 +51,3 @@ class Pulse:
                 found = frame.f_code.co_name
             frame = frame.f_back
         return found
-
-
-_EMPTY = traceback.StackSummary()

@@ -66,7 +66,8 @@ class Watchdog:
             meeting = [(_addresses(alone), listener.getsockname()[1], secrets.token_hex(16))]
         dist.broadcast_object_list(meeting, src=0)
         ready = threading.Event()
-        work = self._lead(listener, meeting[0][2], ready) if listener else self._follow(*meeting[0], ready)
+        addresses, port, token = meeting[0]
+        work = self._lead(listener, token, ready) if listener else self._follow(addresses, port, token, ready)
         self._thread = threading.Thread(target=asyncio.run, args=(work,), name="watchdog", daemon=True)
         self._thread.start()
         ready.wait()
@@ -196,10 +197,12 @@ class Watchdog:
         last_words.end(verdict, self.rank, self.pulse)
 
     async def _tell_error(self, text: str) -> None:
+        now_at = beat(self.pulse, time.monotonic())
         if self.rank == 0:
+            self.peers[0].hear(time.monotonic(), now_at)
             self._say({"kind": "verdict", **_failure(self.peers[0], text).to_map()})
         else:
-            self._say({"kind": "failed", "text": text})
+            self._say({"kind": "failed", "text": text, **now_at})
         await self._drain()
 
     def _say(self, message: dict[str, Any]) -> None:
