@@ -45,6 +45,13 @@ class MicroBatch:
     #: lengths of the documents, for the count of operations
     document_lengths: tuple[int, ...]
     pictures: int
+    #: placeholders of all pictures together
+    image_rows: int
+
+    @property
+    def image_tokens(self) -> int | None:
+        """Placeholders of each picture; None without pictures."""
+        return self.image_rows // self.pictures if self.pictures else None
 
     def to(self, device: torch.device) -> MicroBatch:
         if device.type == "cpu":
@@ -85,6 +92,7 @@ def _as_tensors(batch: PackedBatch, pixels: Sequence[np.ndarray] | None, image_t
         pixels=stacked,
         document_lengths=tuple(np.diff(batch.cu_seqlens).tolist()),
         pictures=pictures,
+        image_rows=batch.image_rows,
     )
 
 

@@ -45,7 +45,7 @@ def exchange_pictures(documents: list[Scored]) -> list[Scored]:
 
 def measure_held_out(scorer: Scorer, source: DocumentSource, limit: int) -> HeldOut:
     """Score up to `limit` documents (0: all) of a source, and its captions once more blind."""
-    documents = held_out_documents(source, scorer.config, limit, scorer.decodes)
+    documents = held_out_documents(source, scorer.shape, limit, scorer.decodes)
     scores = scorer.score(documents)
     nll, count = scores[:, 0], scores[:, 1]
     total = max(1.0, float(count.sum()))

@@ -100,8 +100,8 @@ class NamingTask:
         self._before, self._after = before, after
 
     def _document(self, picture: np.ndarray | None, name: str) -> Scored:
-        config, tokens = self.scorer.config, self.scorer.tokens
-        placeholders = [tokens.image_token_id] * config.model.image_tokens
+        tokens = self.scorer.tokens
+        placeholders = [tokens.image_token_id] * self.scorer.shape.image_tokens
         text = self.scorer.tokenizer.encode(self._before + name + self._after)
         prefix = self.scorer.tokenizer.encode(self._before.rstrip())
         shared = len(prefix) if text[: len(prefix)] == prefix else 0
@@ -110,7 +110,7 @@ class NamingTask:
         return Scored(segment, (picture,) if picture is not None else ())
 
     def measure(self, questions: Sequence[Question]) -> Naming:
-        size = self.scorer.config.model.vision.image_size
+        size = self.scorer.shape.image_size
         pictures: list[np.ndarray | None] = [
             decode_picture(q.image, size, f"naming, {q.key}") if self.scorer.decodes else None for q in questions
         ]

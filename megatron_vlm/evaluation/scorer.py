@@ -19,6 +19,7 @@ from megatron_vlm.parallel import topology as topology_module
 from megatron_vlm.training import checkpoint as checkpoints
 from megatron_vlm.training.engine import Engine
 from megatron_vlm.training.scoring import Scored, score_documents
+from megatron_vlm.training.validation import trained_shape
 
 
 class Scorer:
@@ -36,6 +37,8 @@ class Scorer:
         if problems:
             raise ConfigError("this layout cannot run:\n" + "\n".join(f"  - {line}" for line in problems))
         self.step = int(run["step"])
+        #: length, size of pictures and tokens a picture of the last steps that the model was trained with
+        self.shape = trained_shape(config, self.step)
         self.tokenizer = Tokenizer.load(Path(config.data.tokenizer))
         if self.tokenizer.fingerprint != run["tokenizer_fingerprint"]:
             raise DataError(
@@ -54,7 +57,7 @@ class Scorer:
 
     def score(self, documents: Sequence[Scored]) -> np.ndarray:
         """float64 `[documents, 2]`: negative log-likelihood in nats, and the number of labels it sums over."""
-        return score_documents(self.engine, self.config, self.topology, self.tokens, documents)
+        return score_documents(self.engine, self.shape, self.topology, self.tokens, documents)
 
 
 def layout_for(config: RunConfig, world_size: int, given: dict[str, Any]) -> RunConfig:

@@ -44,7 +44,7 @@ class Projector(MegatronModule):
 
     def forward(self, features: Tensor) -> Tensor:
         """`[pictures, patches, vision hidden]`, patches in blocks of the shuffle's size -> rows
-        `[pictures * image_tokens, language hidden]`."""
+        `[pictures * patches / shuffle^2, language hidden]`, in reading order of the blocks."""
         x = pixel_shuffle(features, self.factor)
         x = x.reshape(-1, x.size(-1))
         x, _ = self.linear_fc1(x)

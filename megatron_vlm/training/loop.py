@@ -31,7 +31,7 @@ from megatron_vlm.training.metrics import MetricsLog, Progress
 from megatron_vlm.training.parameter_groups import MODULES
 from megatron_vlm.training.signals import EXIT_SAVED_ON_SIGNAL, StopRequest
 from megatron_vlm.training.step import StepResult, train_step
-from megatron_vlm.training.validation import Validation
+from megatron_vlm.training.validation import Validation, trained_shape
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ class Run:
         return bool(flag.item())
 
     def _evaluate(self, log: MetricsLog | None) -> None:
-        losses = self.validation.measure(self.engine)
+        losses = self.validation.measure(self.engine, trained_shape(self.config, self.step))
         if log is not None and losses:
             log.write({"kind": "eval", "step": self.step, "losses": losses})
             shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())

@@ -13,7 +13,7 @@ from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from torch import Tensor
 
 from megatron_vlm.config.data import TokenCounts
-from megatron_vlm.config.run import RunConfig
+from megatron_vlm.config.steps import StepShape
 from megatron_vlm.data.micro_batch import MicroBatch, make_micro_batch
 from megatron_vlm.ops.assemble import Segment
 from megatron_vlm.ops.faults import raise_faults
@@ -43,22 +43,25 @@ def _rows(documents: Sequence[Scored], capacity: int) -> list[list[int]]:
 
 
 def score_documents(
-    engine: Engine, config: RunConfig, topology: Topology, tokens: TokenCounts, documents: Sequence[Scored]
+    engine: Engine, shape: StepShape, topology: Topology, tokens: TokenCounts, documents: Sequence[Scored]
 ) -> np.ndarray:
-    """Negative log-likelihood of each document's trained labels.
+    """Negative log-likelihood of each document's trained labels, in rows of `shape.sequence_length` positions.
 
-    Every rank passes the same documents; data-parallel ranks share the rows.
+    Placeholders and pictures of the documents are of that shape too. Every rank passes the same documents; data-parallel
+    ranks share the rows.
 
     Returns:
         float64 `[documents, 2]` on every rank: sum over the labels in nats, and their number.
+
+    Raises:
+        ValueError: a document longer than a row.
     """
-    capacity = config.data.sequence_length
-    rows = _rows(documents, capacity)
+    rows = _rows(documents, shape.sequence_length)
     mine = rows[topology.data_rank :: topology.data_size]
     chunks = len(engine.forward_chunks)
     result = torch.zeros(len(documents), 2, dtype=torch.float64)
     if mine:
-        batches = [_batch(row, documents, config, topology, tokens) for row in mine]
+        batches = [_batch(row, documents, shape, topology, tokens) for row in mine]
         if chunks > 1:  # the interleaved schedule wants whole groups of micro-batches
             batches += batches[-1:] * (-len(batches) % topology.pipeline_size)
         outputs = _forward(engine, batches)
@@ -79,7 +82,7 @@ def score_documents(
 def _batch(
     row: Sequence[int],
     documents: Sequence[Scored],
-    config: RunConfig,
+    shape: StepShape,
     topology: Topology,
     tokens: TokenCounts,
 ) -> MicroBatch:
@@ -87,10 +90,10 @@ def _batch(
     return make_micro_batch(
         [[documents[number].segment for number in row]],
         pictures if topology.on_first_stage else None,
-        config.data.sequence_length,
+        shape.sequence_length,
         tokens,
-        config.model.image_tokens,
-        config.model.vision.image_size,
+        shape.image_tokens,
+        shape.image_size,
     ).to(topology.device)
 
 

@@ -14,18 +14,16 @@ from torch import Tensor
 
 from megatron_vlm.data.micro_batch import MicroBatch
 from megatron_vlm.models.language import packed_row
-from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_TEXT
 from megatron_vlm.ops.faults import raise_faults
 from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training.engine import Engine, unwrap
-
-#: the modalities of the losses that are reported
-MODALITIES = {"text": MODALITY_TEXT, "caption": MODALITY_CAPTION}
+from megatron_vlm.training.loss_weights import MODALITIES, LabelWeights
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did, the same on every rank. Losses are means over the global batch's tokens of a modality, in nats."""
+    """What a step did, the same on every rank. Losses are means over the global batch's tokens of a modality, in nats, and
+    `loss` over all of them: whatever the stage's loss weights, so that stages can be compared."""
 
     loss: float
     losses: dict[str, float]
@@ -45,13 +43,16 @@ def forward_row(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
         labels=batch.labels if core.post_process else None,
         pixels=batch.pixels if core.pre_process else None,
         row_index=batch.row_index if core.pre_process else None,
+        image_tokens=batch.image_tokens if core.pre_process else None,
     )
 
 
-def _loss(batch: MicroBatch, model: torch.nn.Module, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Sum of the token losses, their number, and the sums by modality: [sum, count] each, then the z-loss."""
+def _loss(
+    batch: MicroBatch, model: torch.nn.Module, weights: LabelWeights | None, losses: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Sum of the weighted token losses, their number, and the plain sums by modality: [sum, count] each, then the z-loss."""
     mask = batch.loss_mask
-    total = (losses * mask).sum()
+    total = (losses * (mask if weights is None else weights.count(batch))).sum()
     with torch.no_grad():
         z = unwrap(model).language_model.last_z_loss
         plain = losses.detach() if z is None else losses.detach() - z
@@ -65,9 +66,9 @@ def _loss(batch: MicroBatch, model: torch.nn.Module, losses: Tensor) -> tuple[Te
     return total, mask.sum().to(torch.int), {"sums": report}
 
 
-def _forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
+def _forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module, weights: LabelWeights | None) -> tuple[Tensor, Any]:
     batch = next(batches)
-    return forward_row(model, batch), partial(_loss, batch, model)
+    return forward_row(model, batch), partial(_loss, batch, model, weights)
 
 
 def train_step(
@@ -75,20 +76,30 @@ def train_step(
 ) -> StepResult:
     """Forward, backward and update of one global batch.
 
-    `batches` are this data-parallel rank's micro-batches, the same on its tensor and pipeline ranks. If no rank's batch
-    holds a picture, the encoder and the projector are left as they are.
+    `batches` are this data-parallel rank's micro-batches, the same on its tensor and pipeline ranks, and as many and as long
+    on every rank. Another step may have others: nothing is built for one size. If no rank's batch holds a picture, or
+    captions have a loss weight of 0, the encoder and the projector are left as they are.
+
+    Raises:
+        ValueError: micro-batches of unlike length, for which pipeline stages would wait without end.
     """
+    lengths = {batch.tokens.size(1) for batch in batches}
+    if len(lengths) != 1:
+        raise ValueError(f"the micro-batches of a step must be of one length, not {sorted(lengths)}")
+    factors = engine.config.curriculum.stages[engine.stage].loss_weights
+    weights = LabelWeights.of(factors, topology.device)
+    engine.label_total = None if weights is None else weights.total
     engine.zero_grad()
     for chunk in engine.ddp:
         chunk.train()
     chunks = engine.ddp
     iterators: Any = [iter(batches) for _ in chunks]
     reports = get_forward_backward_func()(
-        forward_step_func=_forward_step,
+        forward_step_func=partial(_forward_step, weights=weights),
         data_iterator=iterators if len(chunks) > 1 else iterators[0],
         model=chunks if len(chunks) > 1 else chunks[0],
         num_microbatches=len(batches),
-        seq_length=batches[0].tokens.size(1),
+        seq_length=lengths.pop(),
         micro_batch_size=1,
         forward_only=False,
     )
@@ -96,7 +107,7 @@ def train_step(
     if topology.on_last_stage and topology.tensor_rank == 0:
         for report in reports:
             sums[:-1] += report["sums"].double()
-    if topology.on_first_stage and topology.tensor_rank == 0:
+    if topology.on_first_stage and topology.tensor_rank == 0 and factors.get("caption", 1.0):
         sums[-1] = sum(batch.pictures for batch in batches)
     dist.all_reduce(sums)
     values = sums.tolist()

@@ -19,12 +19,12 @@ pytestmark = pytest.mark.distributed
 
 
 def _score(config: Any) -> tuple[Any, Any, Any, int]:
-    run = Run(config)
-    captions = held_out_documents(run.planner.sources["captions"], config, 12, pictures=True)
-    documents = [*captions, *held_out_documents(run.planner.sources["text"], config, 1, pictures=True)[:3]]
+    run, shape = Run(config), config.shape_of(0)
+    captions = held_out_documents(run.planner.sources["captions"], shape, 12, pictures=True)
+    documents = [*captions, *held_out_documents(run.planner.sources["text"], shape, 1, pictures=True)[:3]]
 
     def score(wanted: list[Scored]) -> Any:
-        return score_documents(run.engine, config, run.topology, run.tokens, wanted)
+        return score_documents(run.engine, shape, run.topology, run.tokens, wanted)
 
     packed = score(documents)
     alone = np.concatenate([score([document]) for document in documents])

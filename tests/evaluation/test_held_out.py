@@ -40,7 +40,7 @@ def test_nobody_keeps_its_own_and_no_picture_is_lost(counts: list[int]) -> None:
 class _Scorer:
     """A model that pays 1 nat a label under its own picture, 3 under another's."""
 
-    config = None
+    shape = None
     decodes = True
 
     def score(self, documents: list[Scored]) -> np.ndarray:
