@@ -10,23 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from megatron_vlm.config.data import TokenCounts
-from megatron_vlm.config.steps import StepShape
-from megatron_vlm.data.micro_batch import MicroBatch, make_micro_batch
-from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_TEXT, Segment
 from megatron_vlm.parallel import topology
-from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training.engine import Engine
 from megatron_vlm.training.step import train_step
+from tests.distributed.drawn_batches import TOKENS, micro_batches
 from tests.distributed.ranks import run_ranks
 from tests.distributed.tiny_run import PP2, TP2, configuration
 
 pytestmark = pytest.mark.distributed
 
-TOKENS = TokenCounts(vocab_size=300, eod_id=0, image_token_id=1, pad_id=2)
 SOURCES = "sources: {text: 0.5, captions: 0.5}, measure: samples"
 STAGES = (
     f"[{{name: first, until_steps: 2, {SOURCES}}}, "
@@ -45,40 +39,6 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "pp2 x vp2": (2, {**PP2, "virtual_pipeline_model_parallel_size": 2}),
     "tp2 x pp2 + sp": (4, {**TP2, **PP2, "sequence_parallel": True}),
 }
-
-
-def packs(shape: StepShape, step: int) -> list[tuple[list[Segment], list[np.ndarray]]]:
-    """A global batch: each pack's segments and pictures; some packs without a picture, some with two."""
-    rng = np.random.default_rng(100 + step)
-    made = []
-    for number in range(shape.global_batch_size):
-        segments, pictures, room = [], [], shape.sequence_length
-        for picture in (number % 2 == 0, number % 4 == 0, False):
-            length = min(room, int(rng.integers(24, 40)))
-            ids = rng.integers(3, TOKENS.vocab_size, length + 1).astype(np.int32)
-            if picture:
-                ids[: shape.image_tokens] = TOKENS.image_token_id
-                pictures.append(rng.integers(0, 256, (shape.image_size, shape.image_size, 3)).astype(np.uint8))
-            segments.append(Segment(ids, MODALITY_CAPTION if picture else MODALITY_TEXT))
-            room -= length
-        made.append((segments, pictures))
-    return made
-
-
-def micro_batches(shape: StepShape, step: int, top: Topology) -> list[MicroBatch]:
-    """This rank's part of a global batch, dealt in order."""
-    whole = packs(shape, step)
-    each = shape.global_batch_size // top.data_size
-    mine = whole[top.data_rank * each : (top.data_rank + 1) * each]
-    batches = []
-    for first in range(0, each, shape.micro_batch_size):
-        part = mine[first : first + shape.micro_batch_size]
-        pictures = [picture for _, found in part for picture in found] if top.on_first_stage else None
-        segments = [found for found, _ in part]
-        batches.append(
-            make_micro_batch(segments, pictures, shape.sequence_length, TOKENS, shape.image_tokens, shape.image_size)
-        )
-    return batches
 
 
 def _steps(config: Any) -> list[dict[str, float]]:

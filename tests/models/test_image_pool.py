@@ -9,14 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.models.image_pool import pool_for, pool_rows
 from megatron_vlm.parallel import topology
 from megatron_vlm.training.engine import build_chunks, unwrap
+from tests.distributed.drawn_batches import TOKENS
 from tests.distributed.ranks import run_ranks
 from tests.distributed.tiny_run import configuration
-
-TOKENS = TokenCounts(vocab_size=300, eod_id=0, image_token_id=1, pad_id=2)
 
 
 @pytest.mark.parametrize(("side", "pool"), [(4, 1), (4, 2), (4, 4), (9, 3), (6, 2)])
@@ -44,7 +42,7 @@ def test_no_pool_gives_any_other_number(tokens: int) -> None:
 
 @torch.no_grad()
 def _neighbours(config: Any) -> tuple[list[int], float]:
-    """Which of a picture's 2 x 2 means move when its lower left quarter is another, and how far they are from avg_pool2d's."""
+    """Which of a picture's 2 x 2 means move when its lower left quarter is another; how far they are from avg_pool2d's."""
     top = topology.initialize(config.parallel, 1)
     model = unwrap(build_chunks(config, TOKENS, top)[0])
     assert model.vision is not None
