@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def bicubic_matrix(old: int, new: int, antialias: bool, device: torch.device | None = None) -> Tensor:
+def bicubic_matrix(old: int, new: int, antialias: bool) -> Tensor:
     """fp32 `[new, old]`: the weights with which torch's bicubic interpolation makes `new` samples out of `old`."""
     # one channel a sample, which is one there and zero elsewhere: its interpolation is that sample's column. Samples lie
     # along the width: torch's antialiased interpolation of pictures one pixel wide gives other numbers along the height
-    basis = torch.eye(old, device=device).view(1, old, 1, old)
+    basis = torch.eye(old).view(1, old, 1, old)
     columns = F.interpolate(basis, size=(1, new), mode="bicubic", align_corners=False, antialias=antialias)
     return columns[0, :, 0, :].transpose(0, 1)
 
@@ -30,6 +30,7 @@ class PositionTable(torch.nn.Module):
     def __init__(self, grid: int, hidden_size: int, has_class: bool, antialias: bool, dtype: torch.dtype) -> None:
         super().__init__()
         self.grid, self.has_class, self.antialias = grid, has_class, antialias
+        self._matrices: dict[int, Tensor] = {}  # by grid, where the table is: made on the CPU once, so that no step waits
         self.weight = torch.nn.Parameter(torch.zeros(grid * grid + has_class, hidden_size, dtype=dtype))
 
     def forward(self, grid: int, places: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
@@ -48,6 +49,8 @@ class PositionTable(torch.nn.Module):
         own = self.weight[int(self.has_class) :]
         if grid == self.grid:
             return own
-        matrix = bicubic_matrix(self.grid, grid, self.antialias, own.device)
+        if grid not in self._matrices:
+            self._matrices[grid] = bicubic_matrix(self.grid, grid, self.antialias).to(own.device)
+        matrix = self._matrices[grid]
         rows = (matrix @ own.float().view(self.grid, -1)).view(grid, self.grid, -1)
         return (matrix @ rows).view(grid * grid, -1).to(own.dtype)
