@@ -8,7 +8,8 @@
 CHECKPOINT is a run's folder (its newest checkpoint is taken) or a step's. Held-out sources are those of the run's
 data.validation; --data.validation.NAME PREFIX adds one. Captions are scored again under each other's pictures: a loss that
 does not rise (gap 0) means that the model does not look. Naming asks which of four names is likeliest under a picture,
-from tars whose .json have a field `name`; chance is 25 %. The layout need not be the one of the training.
+from tars whose .json have a field `name`; chance is 25 %. The layout need not be the one of the training. Length, size of
+pictures and tokens a picture are those of the checkpoint's last steps; --curriculum.stages.N.image_size SIZE is another.
 
 exit codes: 0 done; 2 refused (checkpoint, data, layout)
 """

@@ -48,10 +48,15 @@ class MicroBatch:
     #: lengths of the documents, for the count of operations
     document_lengths: tuple[int, ...]
     pictures: int
+    #: placeholders of all pictures together
+    image_rows: int
     #: pictures that did not decode and are grey; what becomes of them is decided by all ranks together
     broken: tuple[BrokenPicture, ...] = ()
-    #: n x n rows of a picture are averaged into one
-    image_pool: int = 1
+
+    @property
+    def image_tokens(self) -> int | None:
+        """Placeholders of each picture; None without pictures."""
+        return self.image_rows // self.pictures if self.pictures else None
 
     def to(self, device: torch.device) -> MicroBatch:
         if device.type == "cpu":
@@ -92,8 +97,8 @@ def as_tensors(arrays: MicroBatchArrays) -> MicroBatch:
         pixels=None if arrays.pixels is None else torch.from_numpy(arrays.pixels),
         document_lengths=tuple(np.diff(batch.cu_seqlens).tolist()),
         pictures=arrays.pictures,
+        image_rows=batch.image_rows,
         broken=arrays.broken,
-        image_pool=arrays.image_pool,
     )
 
 

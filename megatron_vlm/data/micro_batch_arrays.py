@@ -46,14 +46,12 @@ class MicroBatchArrays:
         batch: the flat arrays of its positions.
         pixels: uint8 `[pictures, size, size, 3]` in reading order; None where none are read.
         broken: pictures that did not decode.
-        image_pool: n x n rows of a picture are averaged into one.
     """
 
     batch: PackedBatch
     pixels: Pixels | None
     pictures: int
     broken: tuple[BrokenPicture, ...] = ()
-    image_pool: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +94,7 @@ class ArrayMaker:
         batch, places = assemble(native, packs, shape, memory.buffers)
         pictures = batch.image_rows // shape.image_tokens
         if self.decoder is None:
-            return MicroBatchArrays(batch, None, pictures, image_pool=shape.image_pool)
+            return MicroBatchArrays(batch, None, pictures)
         check_picture_count(len(places), batch.image_rows, shape.image_tokens)
         pixels = memory.canvas(pictures, shape.image_size)
         encoded = [self.sources[source].reader.image_bytes(sequence) for source, sequence in places]
@@ -106,7 +104,7 @@ class ArrayMaker:
             source, sequence = places[number]
             document = self.sources[source].reader.document_of_sequence(sequence)
             broken.append(BrokenPicture(source, document, sequence, number, reasons[number]))
-        return MicroBatchArrays(batch, pixels, pictures, tuple(broken), shape.image_pool)
+        return MicroBatchArrays(batch, pixels, pictures, tuple(broken))
 
     def _assemble(
         self,

@@ -86,6 +86,7 @@ def _taken_out(batch: MicroBatch, gone: torch.Tensor, image_tokens: int) -> Micr
         token_modality=token_modality,
         pixels=pixels,
         pictures=int((~gone).sum()),
+        image_rows=int((~gone).sum()) * image_tokens,
     )
 
 

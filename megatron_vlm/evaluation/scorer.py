@@ -19,6 +19,7 @@ from megatron_vlm.parallel import topology as topology_module
 from megatron_vlm.training import checkpoint as checkpoints
 from megatron_vlm.training.engine import Engine
 from megatron_vlm.training.scoring import Scored, score_documents
+from megatron_vlm.training.validation import trained_shape
 
 
 class Scorer:
@@ -36,8 +37,8 @@ class Scorer:
         if problems:
             raise ConfigError("this layout cannot run:\n" + "\n".join(f"  - {line}" for line in problems))
         self.step = int(run["step"])
-        #: packs and pictures are those of the last step that was trained
-        self.shape = config.shape_of(max(0, self.step - 1))
+        #: length, size of pictures and tokens a picture of the last steps that the model was trained with
+        self.shape = trained_shape(config, self.step)
         self.tokenizer = Tokenizer.load(Path(config.data.tokenizer))
         if self.tokenizer.fingerprint != run["tokenizer_fingerprint"]:
             raise DataError(

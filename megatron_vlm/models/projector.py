@@ -20,18 +20,6 @@ def pixel_shuffle(features: Tensor, factor: int) -> Tensor:
     return features.reshape(n, patches // factor**2, factor**2 * hidden)
 
 
-def pooled(rows: Tensor, height: int, width: int, factor: int) -> Tensor:
-    """Rows `[n * height * width, h]` of n pictures in reading order -> the means of factor x factor neighbours.
-
-    Raises:
-        ValueError: `factor` does not divide height and width.
-    """
-    if height % factor or width % factor:
-        raise ValueError(f"image_pool {factor} does not divide the {height} x {width} rows of a picture")
-    grid = rows.view(-1, height // factor, factor, width // factor, factor, rows.size(-1))
-    return grid.mean(dim=(2, 4)).view(-1, rows.size(-1))
-
-
 class Projector(MegatronModule):
     """`linear`; `mlp2`: two layers with GELU; `mlp3`: three, for features of two encoders side by side.
 
@@ -56,7 +44,7 @@ class Projector(MegatronModule):
 
     def forward(self, features: Tensor) -> Tensor:
         """`[pictures, patches, vision hidden]`, patches in blocks of the shuffle's size -> rows
-        `[pictures * image_tokens, language hidden]`."""
+        `[pictures * patches / shuffle^2, language hidden]`, in reading order of the blocks."""
         x = pixel_shuffle(features, self.factor)
         x = x.reshape(-1, x.size(-1))
         x, _ = self.linear_fc1(x)

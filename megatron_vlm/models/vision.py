@@ -10,6 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_vlm.config.model import VisionConfig
+from megatron_vlm.models.position_table import PositionTable
 from megatron_vlm.models.specs import vision_block_spec, vision_norm
 from megatron_vlm.ops.patchify import patchify_squares
 
@@ -19,6 +20,9 @@ class VisionEncoder(MegatronModule):
 
     Patches go through the layers in blocks of `group` x `group` (see `ops.patchify`), each with the position of its place:
     attention does not mind the order, and the projector's pixel-shuffle is then a view.
+
+    Pictures of another size than the encoder's own have another grid of patches: its positions are interpolated to them
+    (`PositionTable`), all other weights serve any grid.
 
     The patch embedding is a matrix product over flattened patches, which is the families' strided convolution; its weight,
     the positions and the class and register tokens are replicated over tensor-parallel ranks, the layers are split.
@@ -30,7 +34,8 @@ class VisionEncoder(MegatronModule):
         hidden, dtype = vision.hidden_size, config.params_dtype
         self.patch_embedding = torch.nn.Linear(3 * vision.patch_size**2, hidden, bias=vision.kind != "clip", dtype=dtype)
         has_class = vision.kind != "siglip"
-        self.position_embeddings = torch.nn.Embedding(vision.patches + has_class, hidden, dtype=dtype)
+        # DINOv2 is told in its family's code to smooth where it makes fewer positions, if it has registers and only then
+        self.position_embeddings = PositionTable(vision.grid, hidden, has_class, vision.register_tokens > 0, dtype)
         self.class_token = torch.nn.Parameter(torch.zeros(hidden, dtype=dtype)) if has_class else None
         self.register_tokens = (
             torch.nn.Parameter(torch.zeros(vision.register_tokens, hidden, dtype=dtype)) if vision.register_tokens else None
@@ -48,53 +53,48 @@ class VisionEncoder(MegatronModule):
             post_layer_norm=vision.final_norm,
         )
 
+    def grid_of(self, pixels: Tensor) -> int:
+        """Patches along one side of these pictures.
+
+        Raises:
+            ValueError: they are not square, smaller than a patch, or not of whole blocks of `group` x `group` patches.
+        """
+        _, height, width, _ = pixels.shape
+        grid = height // self.vision.patch_size
+        if height != width:
+            raise ValueError(f"pictures are {height} x {width} pixels, and the encoder takes squares")
+        if grid < 1 or grid % self.group:
+            raise ValueError(
+                f"pictures of {height} pixels a side have {grid} x {grid} patches of {self.vision.patch_size} pixels, which "
+                f"is not a multiple of pixel_shuffle {self.group}"
+            )
+        return grid
+
     def forward(self, pixels: Tensor) -> Tensor:
         """
         Args:
-            pixels: uint8 `[pictures, height, width, 3]`. Where that is not the encoder's own image_size, its learnt
-                positions are interpolated (bicubic, as the families' `interpolate_pos_encoding` in transformers).
+            pixels: uint8 `[pictures, size, size, 3]`.
 
         Returns:
             features `[pictures, patches, hidden_size]` in the parameters' dtype, patches in blocks of `group` x `group`: in
             reading order for a group of 1.
 
         Raises:
-            ValueError: the grid of patches is no multiple of `group`.
+            ValueError: as `grid_of`.
         """
-        vision = self.vision
+        vision, grid = self.vision, self.grid_of(pixels)
         patches, places = patchify_squares(
             pixels, vision.patch_size, vision.pixel_mean, vision.pixel_std, self.config.params_dtype, self.group
         )
         x = self.patch_embedding(patches)
-        positions = self.position_embeddings.weight
-        has_class = self.class_token is not None
-        rows, columns = (side // vision.patch_size for side in pixels.shape[1:3])
-        if (rows, columns) != (vision.grid, vision.grid):
-            x = x + self._interpolated(rows, columns)[places[:, 0] * columns + places[:, 1]]
-        elif self.group == 1:
-            x = x + positions[int(has_class) :]
-        else:
-            x = x + self.position_embeddings(places[:, 0] * vision.grid + places[:, 1] + int(has_class))
+        class_position, positions = self.position_embeddings(grid, None if self.group == 1 else places)
+        x = x + positions
         if self.class_token is not None:
-            first = (self.class_token + positions[0]).expand(x.size(0), 1, -1)
-            parts = [first]
+            parts = [(self.class_token + class_position).expand(x.size(0), 1, -1)]
             if self.register_tokens is not None:
                 parts.append(self.register_tokens.unsqueeze(0).expand(x.size(0), -1, -1))
             x = torch.cat([*parts, x], dim=1)
         if self.pre_norm is not None:
             x = self.pre_norm(x)
         x = self.decoder(hidden_states=x.transpose(0, 1).contiguous(), attention_mask=None)  # [s, pictures, h]
-        return x[self.vision.prefix_tokens :].transpose(0, 1)
-
-    def _interpolated(self, rows: int, columns: int) -> Tensor:
-        """The learnt positions of patches on another grid, `[rows * columns, hidden]` in reading order."""
-        grid, weight = self.vision.grid, self.position_embeddings.weight
-        table = weight[weight.size(0) - grid * grid :].view(1, grid, grid, -1).permute(0, 3, 1, 2)
-        other = torch.nn.functional.interpolate(
-            table.float(),
-            size=(rows, columns),
-            mode="bicubic",
-            align_corners=False,
-            antialias=self.vision.register_tokens > 0,  # as DINOv2 with registers was trained, and no other
-        )
-        return other.permute(0, 2, 3, 1).reshape(rows * columns, -1).to(weight.dtype)
+        return x[vision.prefix_tokens :].transpose(0, 1)

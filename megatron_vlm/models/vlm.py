@@ -10,8 +10,9 @@ from torch import Tensor
 
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.models.image_pool import pool_for, pool_rows
 from megatron_vlm.models.language import LanguageModel, padded_vocab_size
-from megatron_vlm.models.projector import Projector, pooled
+from megatron_vlm.models.projector import Projector
 from megatron_vlm.models.specs import choose_layer_spec, language_block_spec
 from megatron_vlm.models.transformer_configs import language_config, projector_config, vision_config
 from megatron_vlm.models.vision import VisionEncoder
@@ -36,6 +37,8 @@ class VisionLanguageModel(MegatronModule):
 
     A picture's rows take the place of its placeholders (already expanded in the token ids by the data path), so every
     shape is known before the model sees a batch. Rows of text and pictures alike attend causally.
+
+    Nothing in it is of one stage's shape: length of rows, size of pictures and rows a picture come with each call.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class VisionLanguageModel(MegatronModule):
             config=transformer,
             transformer_layer_spec=language_block_spec(model.language, transformer, spec, vp_stage),
             vocab_size=padded_vocab_size(tokens.vocab_size, model.language.vocab_pad_multiple),
-            max_sequence_length=max((s.shape.sequence_length for s in config.segments), default=config.data.sequence_length),
+            max_sequence_length=max(s.sequence_length or config.data.sequence_length for s in config.curriculum.stages),
             pre_process=pre_process,
             post_process=post_process,
             share_embeddings_and_output_weights=self.share_embeddings_and_output_weights,
@@ -90,28 +93,31 @@ class VisionLanguageModel(MegatronModule):
     def shared_embedding_or_output_weight(self) -> Tensor:
         return self.language_model.shared_embedding_or_output_weight()
 
-    def encode_images(self, pixels: Tensor, image_pool: int = 1) -> Tensor:
-        """uint8 `[pictures, height, width, 3]` -> rows `[pictures * image_tokens, hidden]`.
+    def encode_images(self, pixels: Tensor, image_tokens: int | None = None) -> Tensor:
+        """uint8 `[pictures, size, size, 3]` -> rows `[pictures * image_tokens, hidden]`.
 
-        `image_pool` n averages n x n neighbouring rows into one, after the projector.
+        `image_tokens` is how many rows a picture is to take, None: as many as the projector gives. Where it gives more,
+        squares of neighbouring ones are averaged.
+
+        Raises:
+            ValueError: pictures that the encoder cannot take (`VisionEncoder.grid_of`), or rows that do not average to so
+                many (`image_pool.pool_for`).
         """
         assert self.vision is not None
         assert self.projector is not None
+        side = self.vision.grid_of(pixels) // self.vision.group
+        pool = 1 if image_tokens is None else pool_for(side, image_tokens)
         if any(p.requires_grad for p in self.vision.parameters()):
             features = self.vision(pixels)
         else:
             with torch.no_grad():  # a frozen encoder keeps no graph
                 features = self.vision(pixels)
-        rows: Tensor = self.projector(features)
-        if image_pool == 1:
-            return rows
-        fold = self.vision.vision.patch_size * self.vision.group
-        return pooled(rows, pixels.size(1) // fold, pixels.size(2) // fold, image_pool)
+        return pool_rows(self.projector(features), side, pool)
 
-    def _decoder_input(self, tokens: Tensor, pixels: Tensor | None, row_index: Tensor, image_pool: int) -> Tensor:
+    def _decoder_input(self, tokens: Tensor, pixels: Tensor | None, row_index: Tensor, image_tokens: int | None) -> Tensor:
         rows = None
         if pixels is not None and pixels.size(0) > 0:
-            rows = self.encode_images(pixels, image_pool).to(self.language_model.embedding.word_embeddings.weight.dtype)
+            rows = self.encode_images(pixels, image_tokens).to(self.language_model.embedding.word_embeddings.weight.dtype)
         x: Tensor = self.language_model.embed(tokens, rows, row_index)
         if rows is None and self._zero_gradients_for_absent_pictures and self.training and torch.is_grad_enabled():
             assert self.vision is not None
@@ -129,7 +135,7 @@ class VisionLanguageModel(MegatronModule):
         labels: Tensor | None = None,
         pixels: Tensor | None = None,
         row_index: Tensor | None = None,
-        image_pool: int = 1,
+        image_tokens: int | None = None,
     ) -> Tensor:
         """One micro-batch: a row of packed documents.
 
@@ -138,10 +144,11 @@ class VisionLanguageModel(MegatronModule):
             position_ids: int64 `[1, t]`, restarted a document.
             packed_seq_params: document borders (`packed_row`).
             labels: int64 `[1, t]`, or None for logits.
-            pixels: uint8 `[pictures, height, width, 3]`; used on the first stage only.
+            pixels: uint8 `[pictures, size, size, 3]`; used on the first stage only.
             row_index: int32 `[1, t]`, which row of the pictures stands at a position, -1 for words; needed on the first
                 stage.
-            image_pool: neighbouring rows of a picture that are averaged, along each side.
+            image_tokens: rows (placeholders) that each picture takes, None: as many as the projector gives. Fewer are means
+                of squares of neighbouring ones.
 
         Returns:
             On the last stage the loss of each position `[1, t]`, or logits `[1, t, vocab / tp]` without labels; before it
@@ -149,11 +156,12 @@ class VisionLanguageModel(MegatronModule):
 
         Raises:
             IndexError: on the CPU, a placeholder without a row or a word outside the vocabulary (`ops.fuse`).
+            ValueError: pictures or `image_tokens` that do not fit the encoder, as `encode_images`.
         """
         decoder_input = None
         if self.pre_process:
             assert row_index is not None
-            decoder_input = self._decoder_input(tokens, pixels, row_index, image_pool)
+            decoder_input = self._decoder_input(tokens, pixels, row_index, image_tokens)
         return self.language_model(
             input_ids=tokens,
             position_ids=position_ids,

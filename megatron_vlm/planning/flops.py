@@ -3,20 +3,21 @@
 A product of `[m, k]` and `[k, n]` is 2*m*k*n. Attention is counted as what a causal document needs: half of its square,
 diagonal included. Backward, a matrix costs its forward once for its own gradient and once for its input's, each only
 where it is needed: frozen weights have no gradient, and pictures and whatever has nothing to learn below it get none.
-Recomputation is not counted (model FLOPs, not hardware FLOPs).
+Recomputation is not counted (model FLOPs, not hardware FLOPs), nor is what no picture pays for by itself: the positions of
+another picture size are interpolated once a call. Averaging rows after the projector multiplies no matrices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from megatron_vlm.config.model import ModelConfig
 
 
 @dataclass(frozen=True)
 class BatchShape:
-    """What a step's cost depends on: positions (padding included), documents' lengths, pictures and their side in pixels
+    """What a step's cost depends on: positions (padding included), documents' lengths, pictures and their size in pixels
     (None: the encoder's own)."""
 
     positions: int
@@ -66,18 +67,19 @@ def _language(model: ModelConfig, vocab_size: int, positions: int, lengths: Iter
     return _Forward(0, language.num_layers * (qkv + out + mlp) + output, language.num_layers * attention)
 
 
-def _vision(model: ModelConfig, pictures: int, image_size: int | None = None) -> _Forward:
-    vision = model.vision if image_size is None else replace(model.vision, image_size=image_size)
-    tokens = vision.patches + vision.prefix_tokens
+def _vision(model: ModelConfig, pictures: int, image_size: int | None) -> _Forward:
+    vision = model.vision
+    count = ((image_size or vision.image_size) // vision.patch_size) ** 2
+    tokens = count + vision.prefix_tokens
     hidden, width = vision.hidden_size, vision.ffn_width
-    patches = 2 * vision.patches * 3 * vision.patch_size**2 * hidden
+    patches = 2 * count * 3 * vision.patch_size**2 * hidden
     up = 2 if vision.activation == "swiglu" else 1
     layers = pictures * (vision.num_layers - vision.skip_last_layers)
     matrices = 2 * tokens * hidden * 4 * hidden + 2 * tokens * hidden * width * (up + 1)
     return _Forward(pictures * patches, layers * matrices, layers * 4 * tokens * tokens * hidden)
 
 
-def _projector(model: ModelConfig, pictures: int, image_size: int | None = None) -> _Forward:
+def _projector(model: ModelConfig, pictures: int, image_size: int | None) -> _Forward:
     projector = model.projector
     size = model.vision.hidden_size * projector.pixel_shuffle**2
     out = model.language.hidden_size
@@ -87,7 +89,7 @@ def _projector(model: ModelConfig, pictures: int, image_size: int | None = None)
         "mlp2": (size * width, width * out),
         "mlp3": (size * width, width**2 + width * out),
     }[projector.kind]
-    rows = pictures * model.image_tokens_at(image_size)  # pooling is done behind it
+    rows = pictures * model.image_tokens_at(image_size)  # averaged only afterwards
     return _Forward(2 * rows * first, 2 * rows * rest, 0)
 
 
@@ -96,14 +98,14 @@ def language_forward_flops(model: ModelConfig, vocab_size: int, positions: int, 
     return _language(model, vocab_size, positions, lengths).total
 
 
-def vision_forward_flops(model: ModelConfig, pictures: int) -> int:
-    """Patch embedding and layers of the encoder, forward."""
-    return _vision(model, pictures).total
+def vision_forward_flops(model: ModelConfig, pictures: int, image_size: int | None = None) -> int:
+    """Patch embedding and layers of the encoder, forward, for pictures of `image_size` pixels a side (None: its own)."""
+    return _vision(model, pictures, image_size).total
 
 
-def projector_forward_flops(model: ModelConfig, pictures: int) -> int:
+def projector_forward_flops(model: ModelConfig, pictures: int, image_size: int | None = None) -> int:
     """The projector's matrices, forward."""
-    return _projector(model, pictures).total
+    return _projector(model, pictures, image_size).total
 
 
 def step_flops(model: ModelConfig, vocab_size: int, batch: BatchShape, frozen: Iterable[str] = ()) -> int:

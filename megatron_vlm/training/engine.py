@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from megatron.core.distributed import (
@@ -13,6 +14,7 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 from megatron.core.transformer.module import Float16Module, MegatronModule
+from torch import Tensor
 
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.run import RunConfig
@@ -86,6 +88,9 @@ class Engine:
         self.optimizer: Optimizer
         self.stage = -1
         self.updates = UpdateCount()
+        #: fp64 scalar that the coming step's gradients are divided by, summed over data-parallel ranks; the last pipeline
+        #: stage's counts. None: the number of labels, as megatron-core counts them
+        self.label_total: Tensor | None = None
 
     def enter_stage(self, stage: int) -> bool:
         """Returns whether the set of trained parameters changed."""
@@ -155,7 +160,7 @@ class Engine:
         single = len(self.ddp) == 1
         for chunk in self.ddp:
             core = chunk.config
-            core.finalize_model_grads_func = finalize_model_grads
+            core.finalize_model_grads_func = self._finalize_gradients
             core.grad_scale_func = self.optimizer.scale_loss
             core.timers = None
             if parallel.overlap_grad_reduce:
@@ -164,6 +169,9 @@ class Engine:
             if parallel.overlap_param_gather:
                 sync = [c.start_param_sync for c in self.ddp]
                 core.param_sync_func = sync[0] if single else sync
+
+    def _finalize_gradients(self, model: list[Any], num_tokens: Tensor | None = None, **options: Any) -> None:
+        finalize_model_grads(model, num_tokens if self.label_total is None else self.label_total, **options)
 
     def zero_grad(self) -> None:
         for chunk in self.ddp:

@@ -37,7 +37,7 @@ from megatron_vlm.training.signals import EXIT_SAVED_ON_SIGNAL, StopRequest
 from megatron_vlm.training.step import train_step
 from megatron_vlm.training.step_data import StepBatches, StepData
 from megatron_vlm.training.step_record import step_record
-from megatron_vlm.training.validation import Validation
+from megatron_vlm.training.validation import Validation, trained_shape
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ class Run:
 
     def _evaluate(self, log: MetricsLog | None) -> None:
         self.pulse.enter(self.step, "evaluation", long=True)
-        losses = self.validation.measure(self.engine, self.config.shape_of(self.step))
+        losses = self.validation.measure(self.engine, trained_shape(self.config, self.step))
         if log is not None and losses:
             log.write({"kind": "eval", "step": self.step, "losses": losses})
             shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,15 +45,18 @@ def _rows(documents: Sequence[Scored], capacity: int) -> list[list[int]]:
 def score_documents(
     engine: Engine, shape: StepShape, topology: Topology, tokens: TokenCounts, documents: Sequence[Scored]
 ) -> np.ndarray:
-    """Negative log-likelihood of each document's trained labels.
+    """Negative log-likelihood of each document's trained labels, in rows of `shape.sequence_length` positions.
 
-    Every rank passes the same documents, made for the lengths and pictures of `shape`; data-parallel ranks share the rows.
+    Placeholders and pictures of the documents are of that shape too. Every rank passes the same documents; data-parallel
+    ranks share the rows.
 
     Returns:
         float64 `[documents, 2]` on every rank: sum over the labels in nats, and their number.
+
+    Raises:
+        ValueError: a document longer than a row.
     """
-    capacity = shape.sequence_length
-    rows = _rows(documents, capacity)
+    rows = _rows(documents, shape.sequence_length)
     mine = rows[topology.data_rank :: topology.data_size]
     chunks = len(engine.forward_chunks)
     result = torch.zeros(len(documents), 2, dtype=torch.float64)
@@ -84,15 +87,14 @@ def _batch(
     tokens: TokenCounts,
 ) -> MicroBatch:
     pictures = [picture for number in row for picture in documents[number].pictures]
-    batch = make_micro_batch(
+    return make_micro_batch(
         [[documents[number].segment for number in row]],
         pictures if topology.on_first_stage else None,
         shape.sequence_length,
         tokens,
         shape.image_tokens,
         shape.image_size,
-    )
-    return replace(batch, image_pool=shape.image_pool).to(topology.device)
+    ).to(topology.device)
 
 
 @torch.no_grad()

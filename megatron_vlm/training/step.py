@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,16 +14,11 @@ from torch import Tensor
 
 from megatron_vlm.data.micro_batch import MicroBatch
 from megatron_vlm.models.language import packed_row
-from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_TEXT
 from megatron_vlm.ops.faults import raise_faults
 from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training.engine import Engine, unwrap
 from megatron_vlm.training.faults.bad_steps import Judge, not_finite
-
-#: the modalities of the losses that are reported
-MODALITIES = {"text": MODALITY_TEXT, "caption": MODALITY_CAPTION}
-#: the largest weight of a loss: small enough that the sum over a batch of 8 million tokens is an int32
-WEIGHT_UNIT = 256
+from megatron_vlm.training.loss_weights import MODALITIES, LabelWeights
 
 
 @dataclass(frozen=True)
@@ -50,35 +45,16 @@ def forward_row(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
         labels=batch.labels if core.post_process else None,
         pixels=batch.pixels if core.pre_process else None,
         row_index=batch.row_index if core.pre_process else None,
-        image_pool=batch.image_pool,
+        image_tokens=batch.image_tokens if core.pre_process else None,
     )
 
 
-def whole_weights(weights: Mapping[str, float]) -> dict[str, int] | None:
-    """Weights of the modalities' losses as whole numbers of at most WEIGHT_UNIT, or None where all are alike.
-
-    megatron-core divides by a count of tokens that is an integer: so the loss of a step is sum(w * l) / sum(w) over its
-    tokens, with integers for both. Only the weights' ratios matter, and the gradient stays as large as without weights.
-    """
-    chosen = {name: weights.get(name, 1.0) for name in MODALITIES}
-    most = max(chosen.values())
-    if most <= 0 or all(weight == most for weight in chosen.values()):
-        return None
-    return {name: round(weight / most * WEIGHT_UNIT) for name, weight in chosen.items()}
-
-
 def _loss(
-    batch: MicroBatch, model: torch.nn.Module, weights: Mapping[str, int] | None, losses: Tensor
+    batch: MicroBatch, model: torch.nn.Module, weights: LabelWeights | None, losses: Tensor
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Sum of the weighted token losses, that of their weights, and by modality [sum, count] unweighted, then the z-loss."""
+    """Sum of the weighted token losses, their number, and the plain sums by modality: [sum, count] each, then the z-loss."""
     mask = batch.loss_mask
-    weighted = mask
-    if weights is not None:
-        table = mask.new_ones(max(MODALITIES.values()) + 1)
-        for name, weight in weights.items():
-            table[MODALITIES[name]] = weight
-        weighted = mask * table[batch.label_modality.long()]
-    total = (losses * weighted).sum()
+    total = (losses * (mask if weights is None else weights.count(batch))).sum()
     with torch.no_grad():
         z = unwrap(model).language_model.last_z_loss
         plain = losses.detach() if z is None else losses.detach() - z
@@ -89,12 +65,10 @@ def _loss(
         sums.append(torch.zeros_like(total) if z is None else (z * mask).sum())
         report = torch.stack(sums)
     # the schedule divides the loss in place; the report holds no view of it
-    return total, weighted.sum().to(torch.int), {"sums": report}
+    return total, mask.sum().to(torch.int), {"sums": report}
 
 
-def _forward_step(
-    weights: Mapping[str, int] | None, batches: Iterator[MicroBatch], model: torch.nn.Module
-) -> tuple[Tensor, Any]:
+def _forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module, weights: LabelWeights | None) -> tuple[Tensor, Any]:
     batch = next(batches)
     return forward_row(model, batch), partial(_loss, batch, model, weights)
 
@@ -109,22 +83,31 @@ def train_step(
 ) -> StepResult:
     """Forward, backward and update of one global batch.
 
-    `batches` are this data-parallel rank's micro-batches, the same on its tensor and pipeline ranks. If no rank's batch
-    holds a picture, the encoder and the projector are left as they are. If `judge` finds a fault in the loss and the
-    gradient norm of the step, the update is left out on all ranks, and parameters and moments keep their bits.
+    `batches` are this data-parallel rank's micro-batches, the same on its tensor and pipeline ranks, and as many and as long
+    on every rank. Another step may have others: nothing is built for one size. If no rank's batch holds a picture, or
+    captions have a loss weight of 0, the encoder and the projector are left as they are. If `judge` finds a fault in the
+    loss and the gradient norm of the step, the update is left out on all ranks, and parameters and moments keep their bits.
+
+    Raises:
+        ValueError: micro-batches of unlike length, for which pipeline stages would wait without end.
     """
+    lengths = {batch.tokens.size(1) for batch in batches}
+    if len(lengths) != 1:
+        raise ValueError(f"the micro-batches of a step must be of one length, not {sorted(lengths)}")
+    factors = engine.config.curriculum.stages[engine.stage].loss_weights
+    weights = LabelWeights.of(factors, topology.device)
+    engine.label_total = None if weights is None else weights.total
     engine.zero_grad()
     for chunk in engine.ddp:
         chunk.train()
-    weights = whole_weights(engine.config.curriculum.stages[engine.stage].loss_weights)
     chunks = engine.ddp
     iterators: Any = [iter(batches) for _ in chunks]
     reports = get_forward_backward_func()(
-        forward_step_func=partial(_forward_step, weights),
+        forward_step_func=partial(_forward_step, weights=weights),
         data_iterator=iterators if len(chunks) > 1 else iterators[0],
         model=chunks if len(chunks) > 1 else chunks[0],
         num_microbatches=len(batches),
-        seq_length=batches[0].tokens.size(1),
+        seq_length=lengths.pop(),
         micro_batch_size=1,
         forward_only=False,
     )
@@ -132,7 +115,7 @@ def train_step(
     if topology.on_last_stage and topology.tensor_rank == 0:
         for report in reports:
             sums[:-1] += report["sums"].double()
-    if topology.on_first_stage and topology.tensor_rank == 0:
+    if topology.on_first_stage and topology.tensor_rank == 0 and factors.get("caption", 1.0):
         sums[-1] = sum(batch.pictures for batch in batches)
     dist.all_reduce(sums)
     values = sums.tolist()

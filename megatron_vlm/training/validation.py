@@ -16,6 +16,11 @@ from megatron_vlm.training.engine import Engine
 from megatron_vlm.training.scoring import Scored, score_documents
 
 
+def trained_shape(config: RunConfig, step: int) -> StepShape:
+    """The shape in which a model of `step` steps is measured: that of the last of them, or of the first to come."""
+    return config.shape_of(max(0, step - 1))
+
+
 def held_out_documents(
     source: DocumentSource, config: RunConfig, shape: StepShape, limit: int, pictures: bool
 ) -> list[Scored]:
@@ -43,28 +48,34 @@ def held_out_documents(
 
 
 class Validation:
-    """The validation sources, read once for each way of showing them and scored when asked."""
+    """The validation sources, read once for each shape that they are scored in, and scored when asked.
+
+    Losses of shapes are comparable as far as their documents are: longer packs cut fewer texts and give more context.
+    """
 
     def __init__(
         self, config: RunConfig, topology: Topology, tokens: TokenCounts, sources: dict[str, DocumentSource]
     ) -> None:
         self.config, self.topology, self.tokens, self.sources = config, topology, tokens, sources
-        self._shown: tuple[int, int, int] | None = None
-        self._documents: dict[str, list[Scored]] = {}
+        self.documents = self._read(trained_shape(config, 0))
+
+    def _read(self, shape: StepShape) -> dict[str, list[Scored]]:
+        self._read_for = _sizes(shape)
+        limit, decodes = self.config.data.validation_documents, self.topology.on_first_stage
+        return {n: held_out_documents(s, self.config, shape, limit, decodes) for n, s in self.sources.items()}
 
     def measure(self, engine: Engine, shape: StepShape) -> dict[str, float]:
-        """Source -> mean loss of its held-out tokens, in nats, in packs and pictures of a step of `shape`."""
+        """Source -> mean loss of its held-out tokens, in nats; sources of which no document fits `shape` are left out."""
+        if _sizes(shape) != self._read_for:
+            self.documents = self._read(shape)
         losses = {}
-        for name, documents in self._read(shape).items():
+        for name, documents in self.documents.items():
             if documents:
                 scores = score_documents(engine, shape, self.topology, self.tokens, documents)
                 losses[name] = float(scores[:, 0].sum() / max(1.0, np.sum(scores[:, 1])))
         return losses
 
-    def _read(self, shape: StepShape) -> dict[str, list[Scored]]:
-        shown = (shape.sequence_length, shape.image_size, shape.image_tokens)
-        if shown != self._shown:
-            limit, decodes = self.config.data.validation_documents, self.topology.on_first_stage
-            self._documents = {n: held_out_documents(s, self.config, shape, limit, decodes) for n, s in self.sources.items()}
-            self._shown = shown
-        return self._documents
+
+def _sizes(shape: StepShape) -> tuple[int, int, int]:
+    """What of a shape documents are made for."""
+    return shape.sequence_length, shape.image_size, shape.image_tokens

@@ -30,8 +30,8 @@ def _evaluate(arguments: list[str]) -> int:
     return main(["evaluate", *arguments])
 
 
-def _results(ranks: int, folder: Path, output: Path, parallel: dict[str, int]) -> dict[str, Any]:
-    arguments = [str(folder), "--limit", "16", "--output", str(output)]
+def _results(ranks: int, folder: Path, output: Path, parallel: dict[str, int], *others: str) -> dict[str, Any]:
+    arguments = [str(folder), "--limit", "16", "--output", str(output), *others]
     arguments += ["--naming", f"seen={SAMPLE / 'images' / 'train-00000.tar'}"]
     for name, value in parallel.items():
         arguments += [f"--parallel.{name}", str(value)]
@@ -52,7 +52,23 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 def test_the_same_results_elsewhere(name: str, trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, expected = trained
     ranks, parallel = LAYOUTS[name]
-    results = _results(ranks, folder, tmp_path / "results.json", parallel)
+    _compare(_results(ranks, folder, tmp_path / "results.json", parallel), expected)
+    assert expected["held_out"]["captions"]["documents"] == 16
+    assert expected["naming"]["seen"]["questions"] == 16
+
+
+def test_at_another_resolution_and_in_fewer_tokens(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Of the stage that the checkpoint ended in: pictures of 128 pixels, their 4 x 4 rows averaged to one."""
+    folder, own = trained
+    others = ["--curriculum.stages.1.image_size", "128", "--curriculum.stages.1.image_pool", "4"]
+    alone = _results(1, folder, tmp_path / "alone.json", {"tensor_model_parallel_size": 1}, *others)
+    _compare(_results(2, folder, tmp_path / "split.json", {"pipeline_model_parallel_size": 2}, *others), alone)
+    assert alone["held_out"]["captions"]["documents"] == 16
+    assert alone["held_out"]["captions"]["tokens"] == own["held_out"]["captions"]["tokens"]
+    assert alone["held_out"]["captions"]["loss"] != own["held_out"]["captions"]["loss"]
+
+
+def _compare(results: dict[str, Any], expected: dict[str, Any]) -> None:
     assert results["step"] == 5
     assert results["naming"] == expected["naming"]
     for source, theirs in expected["held_out"].items():
@@ -60,5 +76,3 @@ def test_the_same_results_elsewhere(name: str, trained: tuple[Path, dict[str, An
         assert ours.keys() == theirs.keys()
         for key, value in theirs.items():
             assert ours[key] == (value if isinstance(value, str | None) else pytest.approx(value, abs=2e-5)), key
-    assert expected["held_out"]["captions"]["documents"] == 16
-    assert expected["naming"]["seen"]["questions"] == 16

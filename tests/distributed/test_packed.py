@@ -19,15 +19,12 @@ pytestmark = pytest.mark.distributed
 
 
 def _score(config: Any) -> tuple[Any, Any, Any, int]:
-    run = Run(config)
-    captions = held_out_documents(run.data.sources["captions"], config, config.shape_of(4), 12, pictures=True)
-    documents = [
-        *captions,
-        *held_out_documents(run.data.sources["text"], config, config.shape_of(4), 1, pictures=True)[:3],
-    ]
+    run, shape = Run(config), config.shape_of(0)
+    captions = held_out_documents(run.data.sources["captions"], config, shape, 12, pictures=True)
+    documents = [*captions, *held_out_documents(run.data.sources["text"], config, shape, 1, pictures=True)[:3]]
 
     def score(wanted: list[Scored]) -> Any:
-        return score_documents(run.engine, config.shape_of(4), run.topology, run.tokens, wanted)
+        return score_documents(run.engine, shape, run.topology, run.tokens, wanted)
 
     packed = score(documents)
     alone = np.concatenate([score([document]) for document in documents])
@@ -59,5 +56,5 @@ def test_encoder_and_projector_variants_train_alike_under_tp(vision: str, projec
     alone = run_ranks(1, steps, configuration(data, **fields), 4)[0]
     split = run_ranks(2, steps, configuration(data, {"tensor_model_parallel_size": 2}, **fields), 4)[0]
     for ours, theirs in zip(split, alone, strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], abs=3e-6)
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)  # fp32 has 1.2e-7
     assert "caption" in alone[-1]

@@ -41,6 +41,7 @@ class _Scorer:
     """A model that pays 1 nat a label under its own picture, 3 under another's."""
 
     config = None
+    shape = None
     decodes = True
 
     def score(self, documents: list[Scored]) -> np.ndarray:

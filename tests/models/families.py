@@ -14,10 +14,6 @@ SHAPE = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_attention_he
 HEADS, HEAD_SIZE = 4, 8
 
 
-def _other_size(pixels: Tensor) -> bool:
-    return pixels.size(-1) != SHAPE["image_size"]
-
-
 def _interleaved(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """megatron-core keeps the rows of a head together: q, k and v of the first head, then of the second."""
     return torch.cat([t.view(HEADS, HEAD_SIZE, -1) for t in (query, key, value)], dim=1).flatten(0, 1).squeeze(-1)
@@ -66,7 +62,7 @@ def siglip(pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         decoder__final_layernorm__weight=model.post_layernorm.weight,
         decoder__final_layernorm__bias=model.post_layernorm.bias,
     )
-    return weights, model(pixel_values=pixels, interpolate_pos_encoding=_other_size(pixels)).last_hidden_state
+    return weights, model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
 
 
 def clip(pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -83,16 +79,28 @@ def clip(pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         pre_norm__weight=model.pre_layrnorm.weight,
         pre_norm__bias=model.pre_layrnorm.bias,
     )
-    outputs = model(pixel_values=pixels, output_hidden_states=True, interpolate_pos_encoding=_other_size(pixels))
-    return weights, outputs.hidden_states[-2][:, 1:]
+    found = model(pixel_values=pixels, output_hidden_states=True, interpolate_pos_encoding=True)
+    return weights, found.hidden_states[-2][:, 1:]
 
 
 def dinov2(pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """With two register tokens."""
     from transformers.models.dinov2_with_registers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-    config = Dinov2WithRegistersConfig(**SHAPE, mlp_ratio=2, num_register_tokens=2)
-    model = _randomized(Dinov2WithRegistersModel(config))
+    model = _randomized(Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**SHAPE, mlp_ratio=2, num_register_tokens=2)))
+    weights = {**_dinov2_weights(model), "register_tokens": model.embeddings.register_tokens[0]}
+    return weights, model(pixel_values=pixels).last_hidden_state[:, 3:]
+
+
+def dinov2_plain(pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Without registers."""
+    from transformers.models.dinov2 import Dinov2Config, Dinov2Model
+
+    model = _randomized(Dinov2Model(Dinov2Config(**SHAPE, mlp_ratio=2)))
+    return _dinov2_weights(model), model(pixel_values=pixels).last_hidden_state[:, 1:]
+
+
+def _dinov2_weights(model: Any) -> dict[str, Tensor]:
     embeddings = model.embeddings
     layers = [
         {
@@ -102,14 +110,12 @@ def dinov2(pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         }
         for x in model.encoder.layer
     ]
-    weights = _named(
+    return _named(
         layers,
         patch_embedding__weight=embeddings.patch_embeddings.projection.weight.flatten(1),
         patch_embedding__bias=embeddings.patch_embeddings.projection.bias,
         position_embeddings__weight=embeddings.position_embeddings[0],
         class_token=embeddings.cls_token[0, 0],
-        register_tokens=embeddings.register_tokens[0],
         decoder__final_layernorm__weight=model.layernorm.weight,
         decoder__final_layernorm__bias=model.layernorm.bias,
     )
-    return weights, model(pixel_values=pixels).last_hidden_state[:, 3:]

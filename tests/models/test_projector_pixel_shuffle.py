@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_vlm.config.model import ModelConfig, ProjectorConfig, VisionConfig
-from megatron_vlm.models.projector import pixel_shuffle, pooled
+from megatron_vlm.models.projector import pixel_shuffle
 from megatron_vlm.ops.patchify import patchify_squares
 
 
@@ -40,16 +40,3 @@ def test_its_rows_are_the_picture_tokens_of_the_configuration(image: int, patch:
         vision=VisionConfig(image_size=image, patch_size=patch), projector=ProjectorConfig(pixel_shuffle=factor)
     )
     assert pixel_shuffle(torch.zeros(1, model.vision.patches, 2), factor).shape[1] == model.image_tokens
-
-
-@pytest.mark.parametrize(("height", "width", "factor"), [(4, 4, 2), (6, 4, 2), (9, 6, 3), (3, 3, 1)])
-def test_pooled_rows_are_means_of_squares(height: int, width: int, factor: int) -> None:
-    rows = torch.randn(3 * height * width, 5)
-    planes = rows.view(3, height, width, 5).permute(0, 3, 1, 2)
-    expected = torch.nn.functional.avg_pool2d(planes, factor).permute(0, 2, 3, 1).reshape(-1, 5)
-    torch.testing.assert_close(pooled(rows, height, width, factor), expected)
-
-
-def test_a_pool_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match="image_pool 2 does not divide the 3 x 3 rows of a picture"):
-        pooled(torch.zeros(9, 4), 3, 3, 2)

@@ -135,21 +135,29 @@ class Plain(nn.Module):
         self.model = model
         self.language, self.vision, self.projector = Language(model.language), Vision(model.vision), Projector(model)
 
-    def forward(self, pictures: int, lengths: tuple[int, ...]) -> Tensor:
+    def forward(self, pictures: int, lengths: tuple[int, ...], grid: int, pool: int) -> Tensor:
         rows = torch.zeros(0, self.model.language.hidden_size)
         if pictures:
-            vision = self.model.vision
-            features = self.vision(torch.zeros(pictures, vision.patches, 3 * vision.patch_size**2))
-            rows = self.projector(features.reshape(pictures * self.model.image_tokens, -1))
+            side = grid // self.model.projector.pixel_shuffle
+            features = self.vision(torch.zeros(pictures, grid * grid, 3 * self.model.vision.patch_size**2))
+            rows = self.projector(features.reshape(pictures * side * side, -1))
+            rows = rows.view(pictures, side // pool, pool, side // pool, pool, -1).mean((2, 4)).flatten(0, 2)
         return self.language(rows, lengths)
 
 
-def counted(model: ModelConfig, pictures: int, frozen: tuple[str, ...] = (), backward: bool = True) -> int:
+def counted(
+    model: ModelConfig,
+    pictures: int,
+    frozen: tuple[str, ...] = (),
+    backward: bool = True,
+    grid: int | None = None,
+    pool: int = 1,
+) -> int:
     plain = Plain(model)
     for name in frozen:
         getattr(plain, name).requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
-        logits = plain(pictures, LENGTHS)
+        logits = plain(pictures, LENGTHS, grid or model.vision.grid, pool)
         if backward and logits.requires_grad:
             logits.sum().backward()
     return counter.get_total_flops()
@@ -185,6 +193,20 @@ def test_forward_and_backward_with_frozen_modules(model: ModelConfig, frozen: tu
     for pictures in (0, 2):
         batch = BatchShape(sum(LENGTHS), LENGTHS, pictures)
         assert step_flops(model, VOCABULARY, batch, frozen) == counted(model, pictures, frozen)
+
+
+@pytest.mark.parametrize(("image_size", "grid", "pool"), [(8, 2, 1), (16, 4, 2), (24, 6, 3), (27, 6, 1)])
+@pytest.mark.parametrize("frozen", [(), ("vision",), ("language", "projector")], ids="+".join)
+def test_other_sizes_of_pictures_and_means_of_their_rows(
+    image_size: int, grid: int, pool: int, frozen: tuple[str, ...]
+) -> None:
+    batch = BatchShape(sum(LENGTHS), LENGTHS, 1, image_size)
+    expected = counted(MODEL, 1, frozen, grid=grid, pool=pool)
+    assert step_flops(MODEL, VOCABULARY, batch, frozen) == expected
+    forward = vision_forward_flops(MODEL, 1, image_size) + projector_forward_flops(MODEL, 1, image_size)
+    assert forward == counted(MODEL, 1, backward=False, grid=grid, pool=pool) - language_forward_flops(
+        MODEL, VOCABULARY, sum(LENGTHS), LENGTHS
+    )
 
 
 def test_documents_cost_less_than_the_row_they_share() -> None:

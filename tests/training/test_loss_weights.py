@@ -1,83 +1,62 @@
-"""Weights of the modalities' losses: their ratio alone counts, and what has none is not learnt."""
+"""Factors by modality: one for each learnt label, their sum kept, and nothing where all are 1."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
+import torch
 
-from megatron_vlm.ops.assemble import MODALITY_TEXT
-from megatron_vlm.training.loop import Run
-from megatron_vlm.training.step import WEIGHT_UNIT, train_step, whole_weights
-from tests.distributed.conftest import data  # noqa: F401
-from tests.distributed.ranks import run_ranks
-from tests.distributed.tiny_run import configuration, next_batches, plan_from
+from megatron_vlm.config.data import TokenCounts
+from megatron_vlm.data.micro_batch import MicroBatch, make_micro_batch
+from megatron_vlm.errors import ConfigError
+from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_NONE, MODALITY_TEXT, Segment
+from megatron_vlm.training.loss_weights import LabelWeights
 
-
-@pytest.mark.parametrize("weights", [{}, {"text": 1.0}, {"text": 2.0, "caption": 2.0}, {"caption": 0.0, "text": 0.0}])
-def test_alike_weights_are_none(weights: dict[str, float]) -> None:
-    assert whole_weights(weights) is None
+TOKENS = TokenCounts(vocab_size=100, eod_id=0, image_token_id=1, pad_id=2)
+CPU = torch.device("cpu")
 
 
-def test_only_ratios_count() -> None:
-    expected = {"text": WEIGHT_UNIT // 4, "caption": WEIGHT_UNIT}
-    assert whole_weights({"caption": 4.0}) == whole_weights({"text": 0.5, "caption": 2.0}) == expected
-    assert whole_weights({"text": 0.0}) == {"text": 0, "caption": WEIGHT_UNIT}
+def batch() -> MicroBatch:
+    """Two labels of text, a document without loss, two labels of a caption after a picture, padding."""
+    segments = [
+        Segment(np.array([10, 11, 12], np.int32), MODALITY_TEXT),
+        Segment(np.array([13, 14], np.int32), MODALITY_NONE),
+        Segment(np.array([1, 1, 20, 0], np.int32), MODALITY_CAPTION),
+    ]
+    return make_micro_batch([segments], None, 8, TOKENS, 2, 4)
 
 
-def _gradients(
-    config: Any, weights: dict[str, float], keep: dict[str, float]
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """After one step with pictures; `keep` scales the loss mask of a modality beforehand."""
-    stages = tuple(replace(stage, loss_weights=weights) for stage in config.curriculum.stages)
-    run = Run(replace(config, curriculum=replace(config.curriculum, stages=stages)))
-    run._start()
-    run.step = 2
-    run._enter_stage()
-    plan_from(run, 2)
-    batches, _ = next_batches(run)
-    for batch in batches:
-        for name, factor in keep.items():
-            chosen = batch.label_modality == MODALITY_TEXT
-            batch.loss_mask[chosen if name == "text" else ~chosen] *= factor
-    result = train_step(run.engine, batches, run.topology, 0.0, 2)
-    grads = {
-        f"{number}.{name}": parameter.main_grad.numpy().copy()
-        for number, chunk in enumerate(run.engine.ddp)
-        for name, parameter in chunk.named_parameters()
-        if parameter.requires_grad
-    }
-    return grads, result.losses
+def test_each_label_has_the_factor_of_its_modality() -> None:
+    weights = LabelWeights.of({"caption": 2.5, "text": 0.25}, CPU)
+    assert weights is not None
+    assert weights.count(batch()).tolist() == [[0.25, 0.25, 0, 0, 2.5, 2.5, 0, 0]]
+    assert weights.total.item() == 5.5
+    weights.count(batch())
+    assert weights.total.item() == 11.0
 
 
-@pytest.mark.distributed
-@pytest.mark.parametrize("world", [1, 2])
-def test_a_weight_of_zero_is_a_mask(world: int, data: Path) -> None:  # noqa: F811
-    config = configuration(data, **{"optimizer.clip_grad": 1e9})
-    weighted = run_ranks(world, _gradients, config, {"text": 0.0}, {})
-    masked = run_ranks(world, _gradients, config, {}, {"text": 0.0})
-    plain = run_ranks(world, _gradients, config, {}, {})
-    assert weighted[0][1] == plain[0][1], "what is reported has no weights"
-    for name, value in masked[0][0].items():
-        np.testing.assert_allclose(weighted[0][0][name], value, rtol=1e-4, atol=1e-7, err_msg=name)
+def test_what_is_not_named_has_a_factor_of_one() -> None:
+    weights = LabelWeights.of({"caption": 0.0}, CPU)
+    assert weights is not None
+    assert weights.count(batch()).tolist() == [[1, 1, 0, 0, 0, 0, 0, 0]]
 
 
-@pytest.mark.distributed
-def test_a_gradient_is_the_weighted_mean_of_those_of_the_modalities(data: Path) -> None:  # noqa: F811
-    """With w for captions: (n_text g_text + w n_caption g_caption) / (n_text + w n_caption)."""
-    config = configuration(data, **{"optimizer.clip_grad": 1e9})
-    (((text, _),), ((caption, _),), ((mixed, _),), ((plain, _),)) = (
-        run_ranks(1, _gradients, config, weights, {}) for weights in ({"caption": 0.0}, {"text": 0.0}, {"caption": 4.0}, {})
-    )
-    name = max(plain, key=lambda n: plain[n].size)
-    # plain = (1 - a) text + a caption, which gives the share a of captions among the tokens
-    direction = caption[name] - text[name]
-    a = float(((plain[name] - text[name]) * direction).sum() / (direction * direction).sum())
-    assert 0.05 < a < 0.95
-    share = 4 * a / (1 + 3 * a)
-    for key in plain:
-        expected = (1 - share) * text[key] + share * caption[key]
-        np.testing.assert_allclose(mixed[key], expected, rtol=1e-3, atol=2e-6, err_msg=key)
+def test_the_sum_of_many_factors_is_exact() -> None:
+    """fp32 would lose one label in ten of these."""
+    weights = LabelWeights.of({"text": 0.5, "caption": 0.5}, CPU)
+    assert weights is not None
+    weights.total += 2.0**30
+    for _ in range(100):
+        weights.count(batch())
+    assert weights.total.item() == 2.0**30 + 200
+
+
+@pytest.mark.parametrize("ones", [{}, {"text": 1.0}, {"text": 1, "caption": 1.0}])
+def test_factors_of_one_are_no_factors(ones: dict[str, float]) -> None:
+    assert LabelWeights.of(ones, CPU) is None
+
+
+@pytest.mark.parametrize("wrong", [{"image": 2.0}, {"text": -0.5}, {"caption": float("nan")}])
+def test_other_modalities_and_factors_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=rf"loss_weights\.{next(iter(wrong))}.*at least 0 for text, caption"):
+        LabelWeights.of(wrong, CPU)

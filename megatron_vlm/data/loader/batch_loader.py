@@ -125,7 +125,7 @@ class BatchLoader:
         batch = layout.buffers(slot).batch(cu_seqlens, reply.max_seqlen, reply.image_rows)
         pictures = reply.image_rows // work.shape.image_tokens
         pixels = layout.pixels(slot, pictures) if reply.pixels else None
-        return as_tensors(MicroBatchArrays(batch, pixels, pictures, reply.broken, work.shape.image_pool))
+        return as_tensors(MicroBatchArrays(batch, pixels, pictures, reply.broken))
 
     @property
     def pids(self) -> list[int]:
