@@ -134,7 +134,8 @@ def find_fault(peers: Sequence[Peer], now: float, timeout_s: float) -> Verdict |
             f"all {len(here)} ranks stand for {last_one.seconds_in_phase(now):.1f} s {last_one.place}; their stacks tell "
             f"which one the others wait for"
         )
-    if not overdue:
+    # what a rank told last may be old: it is behind only where the others stand and wait, too, for longer than beats take
+    if not overdue or any(peer.seconds_in_phase(now) < timeout_s / 2 for peer in here if peer not in behind):
         return None
     text = "; ".join(
         f"{peer.name} makes no progress for {peer.seconds_in_phase(now):.1f} s, {peer.place}, and the others wait for it"

@@ -36,6 +36,10 @@ def test_of_ranks_that_talk_the_one_behind_is_accused_and_not_the_one_that_waits
     assert guilty(peer(0, 7, 30), peer(1, 6, 11), peer(2, 7, 25)) == [1]
 
 
+def test_a_rank_whose_last_word_is_old_is_not_behind_ranks_that_go_on() -> None:
+    assert guilty(peer(0, 9, 0.1), peer(1, 6, 500, heard=1.0)) is None
+
+
 def test_a_rank_in_a_long_phase_is_waited_for() -> None:
     assert guilty(peer(0, 7, 500), peer(1, 6, 500, allowed=1800)) is None
 
