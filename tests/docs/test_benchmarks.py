@@ -15,6 +15,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 SMALL = {
     "bench_assemble": ["--packs", "2", "--sequence-length", "256", "--runs", "1"],
     "bench_fusion": ["--batch", "1", "--sequence-length", "1024", "--hidden", "64", "--vocab", "500", "--runs", "1"],
+    "bench_loader": ["--pictures", "12", "--samples", "12", "--runs", "1"],
     "bench_patchify": ["--pictures", "2", "--runs", "1", "--without-compile"],
     "bench_pictures": ["--pictures", "2", "--source", "64", "--size", "32", "--runs", "1"],
     "bench_preprocess": [
