@@ -72,7 +72,7 @@ class Run:
         self.validation = Validation(config, self.topology, self.tokens, validation)
         self.rate = learning_rate_law(config)
         self.step = 0
-        self.last_checkpoint: Path | None = None
+        self.saver = checkpoints.Saver(config, self.topology.device, self.say)
         self._vocab = padded_vocab_size(self.tokens.vocab_size, config.model.language.vocab_pad_multiple)
 
     @property
@@ -85,24 +85,12 @@ class Run:
 
     # -- start ---------------------------------------------------------------------------------------------------
 
-    def _checkpoint_to_resume(self) -> Path | None:
-        resume = self.config.checkpoint.resume
-        folder = checkpoints.checkpoint_folder(self.config)
-        if resume == "none":
-            if checkpoints.complete_checkpoints(folder):
-                raise UserError(
-                    f"{folder} already holds checkpoints of a run; go on with --resume auto, or give another "
-                    f"--logging.directory"
-                )
-            return None
-        if resume == "auto":
-            return checkpoints.find_checkpoint(folder) if checkpoints.complete_checkpoints(folder) else None
-        return checkpoints.find_checkpoint(Path(resume))
-
     def _start(self) -> None:
-        source = self._checkpoint_to_resume()
-        dist.barrier()  # every rank has looked before any of them writes
+        source = checkpoints.choose_checkpoint(self.config)
         if source is None:
+            if self.config.checkpoint.start_from is not None:
+                begun_with = checkpoints.start_from(self.engine, self.config)
+                self.say(f"a new run with the {self.config.checkpoint.start_with.replace('_', ' ')} of {begun_with}")
             self._enter_stage()
             return
         run = checkpoints.read_run_file(source)
@@ -182,7 +170,6 @@ class Run:
             folder = Path(config.logging.directory)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-            checkpoints.remove_partial(checkpoints.checkpoint_folder(config))
             log = MetricsLog(folder, self.step, config.logging.tensorboard)
             self.say(self._banner())
         stop = StopRequest()
@@ -191,6 +178,7 @@ class Run:
             return self._loop(log, stop, progress)
         finally:
             stop.restore()
+            self.saver.close()
             if log is not None:
                 log.close()
 
@@ -208,16 +196,17 @@ class Run:
             if self._due(config.logging.eval_interval) or (began and config.logging.eval_interval):
                 self._evaluate(log)
             done = self.step >= config.total_steps
+            self.saver.poll()
             asked = self._anyone_asked(stop)
             wanted = (every and self.step % every == 0) or (began and config.checkpoint.save_at_stage_border)
             if self.step > started_at and (done or asked or wanted):
-                self.save()
+                self.save(last=done or asked)
             if asked and not done:
                 saved = "saved" if self.step > started_at else "nothing new to save"
                 self.say(f"asked to stop: {saved} at step {self.step}")
-                return Outcome(EXIT_SAVED_ON_SIGNAL, self.step, self.last_checkpoint)
+                return Outcome(EXIT_SAVED_ON_SIGNAL, self.step, self.saver.last)
             if done:
-                return Outcome(0, self.step, self.last_checkpoint)
+                return Outcome(0, self.step, self.saver.last)
             progress.unpause()
             self._one_step(log, progress)
 
@@ -260,13 +249,10 @@ class Run:
             shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
             print(f"step {self.step} | held out: {shown}", flush=True)
 
-    def save(self) -> Path:
-        """Write a checkpoint of the moment before step `self.step`."""
-        begun = time.perf_counter()
+    def save(self, last: bool = True) -> None:
+        """Save the moment before step `self.step`; the `last` one is on disk when this returns."""
         extra = {"tokenizer_fingerprint": self.tokenizer.fingerprint}
-        self.last_checkpoint = checkpoints.save_checkpoint(self.engine, self.config, self.step, self.planner.state(), extra)
-        self.say(f"saved {self.last_checkpoint} in {time.perf_counter() - begun:.1f} s")
-        return self.last_checkpoint
+        self.saver.save(self.engine, self.step, self.planner.state(), extra, last)
 
     def _banner(self) -> str:
         config, parallel, top = self.config, self.config.parallel, self.topology

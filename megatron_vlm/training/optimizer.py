@@ -49,7 +49,10 @@ class Optimizer:
         for group in self.groups:
             born = first_trained_stage(group["label"], stage)
             start = ends[born - 1] if born else 0
-            factor = bias_correction_factor(step + 1, step + 1 - start, adam.adam_beta1, adam.adam_beta2)
+            # the kernel's own count, which goes on where a run began with another one's moments
+            count = int(group.get("step", step)) + 1
+            age = step + 1 - start if born else count
+            factor = bias_correction_factor(count, age, adam.adam_beta1, adam.adam_beta2)
             group["lr"] = learning_rate * group["lr_mult"] * factor
             # the decay of a step is learning rate x weight decay: the correction is for the moments alone
             group["weight_decay"] = adam.weight_decay * group["wd_mult"] / factor
