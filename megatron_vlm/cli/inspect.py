@@ -5,7 +5,7 @@
   megatron-vlm inspect data/images --document 7 --tokenizer tokenizer/ --save-images pictures/
   megatron-vlm inspect data/images --histogram
   megatron-vlm inspect data/images --contact-sheet sheet.html --pictures 60 --tokenizer tokenizer/
-  megatron-vlm inspect runs/demo/checkpoints/step-100
+  megatron-vlm inspect runs/demo/checkpoints/step-00000100 --verify
 
 In documents, what a model is trained to say is marked "learnt", and what it only reads, such as a user's turn, "read".
 """
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--contact-sheet", type=Path, metavar="FILE", help="pictures with captions, as .html or .png")
     parser.add_argument("--pictures", type=int, default=100, metavar="N", help="on the contact sheet (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another one draws other pictures (default: %(default)s)")
+    parser.add_argument("--verify", action="store_true", help="compare a checkpoint's files with their checksums")
     parser.add_argument("--json", action="store_true", help="print the same as json")
 
 
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         quiet_host_warnings()
         from megatron_vlm.training.checkpoint import describe_checkpoint
 
-        print(describe_checkpoint(path))
+        print(describe_checkpoint(path, args.verify))
         return 0
     if args.document is None and args.save_images is not None:
         raise ConfigError("--save-images saves the pictures of one document: add --document N")

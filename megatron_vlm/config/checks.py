@@ -229,6 +229,25 @@ def _loader(config: RunConfig) -> Iterator[str]:
         )
 
 
+def _checkpoint(config: RunConfig) -> Iterator[str]:
+    settings = config.checkpoint
+    for name in ("save_interval", "keep_last", "keep_every"):
+        if getattr(settings, name) < 0:
+            yield f"checkpoint.{name}: {getattr(settings, name)} must be at least 0"
+    if settings.keep_every and not settings.keep_last:
+        yield (
+            f"checkpoint.keep_every: {settings.keep_every} keeps some besides the newest, and keep_last 0 keeps all; set "
+            f"keep_last to 1 or more"
+        )
+    if settings.start_from is not None and settings.resume not in ("auto", "none"):
+        yield (
+            f"checkpoint.start_from: a run begins with {settings.start_from} or goes on from {settings.resume}, not both; "
+            f"with resume auto it begins there once and then goes on from its own checkpoints"
+        )
+    if settings.start_with != "weights" and settings.start_from is None:
+        yield f"checkpoint.start_with: {settings.start_with} of which checkpoint? give start_from, or leave start_with out"
+
+
 def problems(config: RunConfig, world_size: int) -> list[str]:
     """Every reason why this configuration cannot run on `world_size` ranks; empty when it can."""
     found = list(_positive(config))
@@ -244,6 +263,7 @@ def problems(config: RunConfig, world_size: int) -> list[str]:
         *_loader(config),
         *_schedule(config),
         *_faults(config),
+        *_checkpoint(config),
     ]
 
 

@@ -47,6 +47,7 @@ class Scorer:
             )
         self.tokens = token_counts(self.tokenizer)
         self.topology = topology_module.initialize(config.parallel, config.schedule.seed)
+        checkpoints.require_undamaged(checkpoint, config.checkpoint.verify)
         self.engine = Engine(config, self.tokens, self.topology)
         checkpoints.load_model(self.engine, checkpoint)
 

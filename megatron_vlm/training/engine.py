@@ -92,15 +92,15 @@ class Engine:
         #: stage's counts. None: the number of labels, as megatron-core counts them
         self.label_total: Tensor | None = None
 
-    def enter_stage(self, stage: int) -> bool:
-        """Returns whether the set of trained parameters changed."""
-        if stage == self.stage:
+    def enter_stage(self, stage: int, anew: bool = False) -> bool:
+        """Returns whether DDP and optimiser were built: other parameters are trained, or `anew` asked for it."""
+        if stage == self.stage and not anew:
             return False
         freeze = self.config.curriculum.stages[stage].freeze
-        before = self.config.curriculum.stages[self.stage].freeze if self.stage >= 0 else None
+        same = self.ddp and not anew and set(freeze) == set(self.config.curriculum.stages[self.stage].freeze)
         self.stage = stage
         self.updates.enter_stage(stage)
-        if self.ddp and set(freeze) == set(before or ()):
+        if same:
             return False
         carried = read_state(self.optimizer, self.ddp) if self.ddp else ({}, 0)
         self._release()

@@ -17,7 +17,6 @@ from megatron_vlm.data.decoding.decoder import decoder_change, with_resolved_dec
 from megatron_vlm.data.documents import DocumentSource
 from megatron_vlm.data.opening import open_sources, token_counts
 from megatron_vlm.data.tokenizer import Tokenizer
-from megatron_vlm.errors import UserError
 from megatron_vlm.models.language import padded_vocab_size
 from megatron_vlm.parallel import topology as topology_module
 from megatron_vlm.parallel.topology import Topology
@@ -76,7 +75,7 @@ class Run:
         #: why the data is at its end; empty as long as it is not
         self._ended = ""
         self.step = 0
-        self.last_checkpoint: Path | None = None
+        self.saver = checkpoints.Saver(config, self.topology.device, self.say)
 
     @property
     def is_writer(self) -> bool:
@@ -92,24 +91,12 @@ class Run:
 
     # -- start ---------------------------------------------------------------------------------------------------
 
-    def _checkpoint_to_resume(self) -> Path | None:
-        resume = self.config.checkpoint.resume
-        folder = checkpoints.checkpoint_folder(self.config)
-        if resume == "none":
-            if checkpoints.complete_checkpoints(folder):
-                raise UserError(
-                    f"{folder} already holds checkpoints of a run; go on with --resume auto, or give another "
-                    f"--logging.directory"
-                )
-            return None
-        if resume == "auto":
-            return checkpoints.find_checkpoint(folder) if checkpoints.complete_checkpoints(folder) else None
-        return checkpoints.find_checkpoint(Path(resume))
-
     def _start(self) -> None:
-        source = self._checkpoint_to_resume()
-        dist.barrier()  # every rank has looked before any of them writes
+        source = checkpoints.choose_checkpoint(self.config)
         if source is None:
+            if self.config.checkpoint.start_from is not None:
+                begun_with = checkpoints.start_from(self.engine, self.config)
+                self.say(f"a new run with the {self.config.checkpoint.start_with.replace('_', ' ')} of {begun_with}")
             self._enter_stage()
             return
         run = checkpoints.read_run_file(source)
@@ -165,7 +152,6 @@ class Run:
             folder = Path(config.logging.directory)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-            checkpoints.remove_partial(checkpoints.checkpoint_folder(config))
             log = MetricsLog(folder, self.step, config.logging.tensorboard)
             self.say(banner(config, self.topology, self.engine.chunks))
         stop = StopRequest()
@@ -174,6 +160,7 @@ class Run:
             return self._loop(log, stop, progress)
         finally:
             stop.restore()
+            self.saver.close()
             if log is not None:
                 log.close()
 
@@ -195,23 +182,24 @@ class Run:
             if not measured and (self._due(config.logging.eval_interval) or (began and config.logging.eval_interval)):
                 self._evaluate(log)
             done = self.step >= config.total_steps or bool(self._ended)
+            self.saver.poll()
             asked = self._anyone_asked(stop)
             wanted = (every and self.step % every == 0) or (began and config.checkpoint.save_at_stage_border)
             saves = self.step > started_at and (done or asked or wanted)
             if self._replicas_differ(saves):
-                return Outcome(EXIT_REPLICAS_DIFFER, self.step, self.last_checkpoint)
+                return Outcome(EXIT_REPLICAS_DIFFER, self.step, self.saver.last)
             if saves:
-                self.save()
+                self.save(last=done or asked)
             if asked and not done:
                 saved = "saved" if self.step > started_at else "nothing new to save"
                 self.say(f"asked to stop: {saved} at step {self.step}")
-                return Outcome(EXIT_SAVED_ON_SIGNAL, self.step, self.last_checkpoint)
+                return Outcome(EXIT_SAVED_ON_SIGNAL, self.step, self.saver.last)
             if done:
-                return Outcome(0, self.step, self.last_checkpoint)
+                return Outcome(0, self.step, self.saver.last)
             progress.unpause()
             ended = self._one_step(log, progress)
             if ended is not None:
-                return Outcome(ended, self.step, self.last_checkpoint)
+                return Outcome(ended, self.step, self.saver.last)
 
     def _replicas_differ(self, saves: bool) -> bool:
         every = self.config.faults.check_replicas_interval
@@ -251,6 +239,7 @@ class Run:
             log.write(step_record(step, name, result, rate, time.perf_counter() - begun))
         if result.fault is not None:
             self.pulse.enter(self.step, "bad step", long=True)
+            self.saver.finish()  # the checkpoint to go back to may be the one that is being written
         write = log.write if log is not None else lambda record: None
         ended = self.bad_steps.after_step(self.engine, self.step, result, step.plan.packs, write, self.say)
         if ended is not None:
@@ -277,18 +266,15 @@ class Run:
             shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
             print(f"step {self.step} | held out: {shown}", flush=True)
 
-    def save(self) -> Path:
-        """Write a checkpoint of the moment before step `self.step`."""
+    def save(self, last: bool = True) -> None:
+        """Save the moment before step `self.step`; the `last` one is on disk when this returns."""
         self.pulse.enter(self.step, "save", long=True)
-        begun = time.perf_counter()
         extra = {
             "tokenizer_fingerprint": self.tokenizer.fingerprint,
             "updates": self.engine.updates.state(),
             "bad_steps": self.bad_steps.state(),
         }
-        self.last_checkpoint = checkpoints.save_checkpoint(self.engine, self.config, self.step, self.data.state, extra)
-        self.say(f"saved {self.last_checkpoint} in {time.perf_counter() - begun:.1f} s")
-        return self.last_checkpoint
+        self.saver.save(self.engine, self.step, self.data.state, extra, last)
 
 
 def train(config: RunConfig) -> Outcome:

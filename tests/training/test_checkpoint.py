@@ -40,7 +40,7 @@ def test_one_that_lacks_a_file_is_passed_over_with_a_word(
     (damaged / missing).unlink()
     assert not checkpoints.is_complete(damaged)
     assert checkpoints.find_checkpoint(tmp_path) == whole
-    assert "passing over damaged checkpoints" in capsys.readouterr().err
+    assert f"passing over the damaged checkpoint {damaged}: {missing} is missing" in capsys.readouterr().err
 
 
 def test_no_checkpoint_says_what_was_looked_for(tmp_path: Path) -> None:

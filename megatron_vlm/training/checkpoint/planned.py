@@ -1,0 +1,170 @@
+"""A checkpoint as megatron-core plans it: which rank writes which tensors to which file; and the bytes of those files.
+
+megatron-core's own asynchronous saves write from a fork of the rank, or from a spawned worker that sees CPU tensors change
+under it, and fork a process a file even where the save is synchronous. Its planning, its format and its table of contents
+are used as they are; between the two, a rank's files are made here: into shared memory, or to disk.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import queue
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.base import (
+    StrategyAction,
+    get_default_strategy,
+    register_default_strategy,
+)
+from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from torch.distributed.checkpoint.filesystem import SerializationFormat, _write_item
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.storage import WriteResult
+
+from megatron_vlm.training.checkpoint.checksums import FileChecksum, checksum_of
+from megatron_vlm.training.checkpoint.shared_memory import MemoryFile, SharedMemory
+
+_BACKEND = ("torch_dist", 1)
+_ENTRY_BYTES = 4096  # more than what a tensor's container takes beside its values
+
+
+class _CommonPart(TorchCommonSaveStrategy):
+    """Rank 0 alone writes common.pt, between two collectives: an error is kept, or the other ranks would wait for ever."""
+
+    def __init__(self) -> None:
+        super().__init__("torch", 1)
+        self.error: Exception | None = None
+
+    def save_common(self, common_state_dict: Any, checkpoint_dir: str | Path) -> None:
+        try:
+            super().save_common(common_state_dict, checkpoint_dir)
+        except (OSError, RuntimeError) as error:
+            self.error = error
+
+
+class _ShardedPart(TorchDistSaveShardedStrategy):
+    """Keeps the plan. megatron-core would wrap it into a request for its own writers, whose last act on rank 0 cannot fail
+    without leaving the other ranks in a collective."""
+
+    def __init__(self) -> None:
+        super().__init__(*_BACKEND)
+        self.writer: filesystem_async.FileSystemWriterAsync
+        self.metadata: Metadata | None = None
+
+    def _get_save_and_finalize_callbacks(self, writer: Any, save_state_dict_ret: Any) -> Any:
+        self.writer, self.metadata = writer, save_state_dict_ret[1]
+        return super()._get_save_and_finalize_callbacks(writer, save_state_dict_ret)
+
+
+@contextmanager
+def _common_part() -> Iterator[_CommonPart]:
+    """Inside, the common part is saved by ours: `dist_checkpointing.save` takes no other than the registered one."""
+    before, ours = get_default_strategy(StrategyAction.SAVE_COMMON, "torch", 1), _CommonPart()
+    register_default_strategy(StrategyAction.SAVE_COMMON, "torch", 1, ours)
+    try:
+        yield ours
+    finally:
+        register_default_strategy(StrategyAction.SAVE_COMMON, "torch", 1, before)
+
+
+@contextmanager
+def _without_crc() -> Iterator[None]:
+    """torch.save's CRC-32 takes longer than the copy, nothing reads it, and checksums.json says more."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+class PlannedSave:
+    """This rank's part of a checkpoint in `folder`. Collective; the small common part is on disk when it returns.
+
+    `state` holds megatron-core's sharded tensors, which still share memory with the model: make the files before the next
+    step. `error` is what went wrong on this rank.
+    """
+
+    def __init__(self, state: dict[str, Any], folder: Path, content_metadata: dict[str, Any], validate: bool) -> None:
+        # the queue of megatron-core's forked writers comes from a process that is spawned for it; none is used here
+        if filesystem_async._results_queue is None:
+            filesystem_async._results_queue = queue.Queue()
+        sharded = _ShardedPart()
+        with _common_part() as common:
+            dist_checkpointing.save(
+                state,
+                str(folder),
+                sharded_strategy=sharded,
+                validate_access_integrity=validate,
+                async_sharded_save=True,
+                content_metadata=content_metadata,
+            )
+        self.folder, self.error = folder, None if common.error is None else str(common.error)
+        self.results: list[WriteResult] = []
+        self._writer, self._metadata = sharded.writer, sharded.metadata
+
+    def _write(self, bucket: filesystem_async.WriteBucket, stream: io.IOBase) -> None:
+        _, name, (byte_items, tensor_items) = bucket
+        for item, data in [*byte_items, *tensor_items]:
+            given = data.detach().to("cpu") if isinstance(data, torch.Tensor) else data
+            self.results.append(
+                _write_item(
+                    self._writer.transforms,
+                    stream,
+                    given,
+                    item,
+                    name,
+                    serialization_format=SerializationFormat.TORCH_SAVE,
+                )
+            )
+
+    def copy_to(self, memory: SharedMemory) -> list[tuple[str, int, int]]:
+        """This rank's files as bytes in shared memory: path, first byte, bytes of each. Raises OSError, MemoryError."""
+        buckets = self._writer.write_buckets or []
+        need = 0
+        for _, _, (byte_items, tensor_items) in buckets:
+            need += sum(data.getbuffer().nbytes + _ENTRY_BYTES for _, data in byte_items)
+            need += sum(data.numel() * data.element_size() + _ENTRY_BYTES for _, data in tensor_items)
+        memory.reserve(need + _ENTRY_BYTES)
+        files, first = [], 0
+        with _without_crc():
+            for bucket in buckets:
+                stream = MemoryFile(memory, first)
+                self._write(bucket, stream)
+                files.append((str(self.folder / bucket[1]), first, stream.length))
+                first = stream.next_page
+        self.release()
+        return files
+
+    def write_files(self) -> dict[str, FileChecksum]:
+        """Files of this rank on disk, flushed; checksums by path. Raises OSError, or RuntimeError, which torch makes of one."""
+        written = {}
+        with _without_crc():
+            for bucket in self._writer.write_buckets or []:
+                path = self.folder / bucket[1]
+                with open(path, "xb") as stream:
+                    self._write(bucket, stream)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                written[str(path)] = checksum_of(path)
+        self.release()
+        return written
+
+    def release(self) -> None:
+        """Let the tensors go: megatron-core copied those that are views."""
+        self._writer.write_buckets = []
+
+    def write_contents(self, results: list[list[WriteResult]]) -> None:
+        """On rank 0, when all files are there: megatron-core's table of what is where. Raises OSError, RuntimeError."""
+        assert self._metadata is not None
+        self._writer.finish(self._metadata, results)
+        save_config(CheckpointingConfig(*_BACKEND), str(self.folder))

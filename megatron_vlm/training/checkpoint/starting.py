@@ -1,0 +1,46 @@
+"""A new run that begins with the weights of another one, and with its optimiser's moments if that is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_vlm.config.run import RunConfig
+from megatron_vlm.errors import DataError
+from megatron_vlm.training.checkpoint.choosing import choose_in
+from megatron_vlm.training.checkpoint.run_file import checkpoint_config, read_run_file
+from megatron_vlm.training.checkpoint.state import load_model, load_training
+from megatron_vlm.training.engine import Engine
+
+
+def start_from(engine: Engine, config: RunConfig) -> Path:
+    """Load what `checkpoint.start_from` and `start_with` name into an engine that has no stage yet; returns the checkpoint.
+
+    Collective. Afterwards the engine is at stage 0. Steps, learning rate and data begin anew. With moments, Adam's count of
+    updates goes on, so that moments which are warm are not corrected as if they were new.
+
+    Raises:
+        DataError: no whole checkpoint, one of another model, or one without moments of what the first stage trains.
+    """
+    settings = config.checkpoint
+    assert settings.start_from is not None
+    checkpoint = choose_in(Path(settings.start_from), settings.verify)
+    if settings.start_with == "weights":
+        load_model(engine, checkpoint)
+        engine.enter_stage(0)
+        return checkpoint
+    run, theirs, first = read_run_file(checkpoint), checkpoint_config(checkpoint).curriculum, config.curriculum.stages[0]
+    cold = sorted(set(theirs.stages[run["stage"]].freeze) - set(first.freeze))
+    if cold:
+        raise DataError(
+            f"{checkpoint} has no moments of {', '.join(cold)}, frozen when it was saved, and stage {first.name!r} trains "
+            f"that; add it to the stage's freeze, or set checkpoint.start_with to weights"
+        )
+    # the state has the groups of the curriculum that it was saved under: it is loaded there and carried over by name
+    engine.config = replace(config, curriculum=theirs)
+    engine.enter_stage(run["stage"])
+    load_training(engine, config, checkpoint, run)
+    engine.config = config
+    engine.enter_stage(0, anew=True)
+    engine.updates.load({"made": run["updates"]["made"], "at_stage": {"0": 0}})
+    return checkpoint
