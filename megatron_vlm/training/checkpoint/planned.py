@@ -146,7 +146,7 @@ class PlannedSave:
         return files
 
     def write_files(self) -> dict[str, FileChecksum]:
-        """Files of this rank on disk, flushed; checksums by path. Raises OSError, or RuntimeError, which torch makes of one."""
+        """Files of this rank on disk, flushed; checksums by path. Raises OSError, of which torch makes a RuntimeError."""
         written = {}
         with _without_crc():
             for bucket in self._writer.write_buckets or []:
