@@ -41,22 +41,29 @@ def _digest(block: memoryview) -> str:
 
 
 def write_file(path: str, content: memoryview, block_bytes: int, pool: ThreadPoolExecutor) -> dict[str, object]:
-    """A new file, flushed to disk; its blocks are hashed on `pool` meanwhile. Raises OSError."""
+    """A new file, flushed to disk; its blocks are hashed on `pool` meanwhile. What fails is told under `error`.
+
+    No exception leaves: its frames would hold on to the shared memory.
+    """
     starts = range(0, len(content), block_bytes)
     digests = [pool.submit(_digest, content[at : at + block_bytes]) for at in starts]
+    failed = None
     try:
         with open(path, "xb", buffering=0) as file:
             at = 0
             while at < len(content):
-                at += file.write(content[at : at + _PIECE])
+                with content[at : at + _PIECE] as piece:
+                    at += file.write(piece)
             os.fsync(file.fileno())
-    finally:
-        hashed = [digest.result() for digest in digests]
-    return {"size": len(content), "sha256": hashed}
+    except OSError as error:
+        failed = f"{path}: {error.strerror or error}"
+    written: dict[str, object] = {"size": len(content), "sha256": [digest.result() for digest in digests]}
+    content.release()
+    return written if failed is None else {"error": failed}
 
 
 def write_files(memory: memoryview, request: dict[str, object]) -> dict[str, object]:
-    """The reply to one request. Raises OSError."""
+    """The reply to one request."""
     block_bytes, entries = request["block_bytes"], request["files"]
     assert isinstance(block_bytes, int)
     assert isinstance(entries, list)
@@ -65,7 +72,9 @@ def write_files(memory: memoryview, request: dict[str, object]) -> dict[str, obj
             path: writing.submit(write_file, path, memory[first : first + size], block_bytes, hashing)
             for path, first, size in entries
         }
-        return {"files": {path: job.result() for path, job in jobs.items()}}
+        written = {path: job.result() for path, job in jobs.items()}
+    failed = [str(one["error"]) for one in written.values() if "error" in one]
+    return {"error": failed[0]} if failed else {"files": written}
 
 
 def main() -> None:
@@ -77,14 +86,9 @@ def main() -> None:
     os.nice(5)  # where cores are short, the step goes first
     for line in sys.stdin:
         request = json.loads(line)
-        reply: dict[str, object]
-        try:
-            # mapped for each request: the rank's memory may have grown
-            mapped = mmap.mmap(descriptor, request["size"], access=mmap.ACCESS_READ)
-            with mapped, memoryview(mapped) as memory:
-                reply = write_files(memory, request)
-        except OSError as error:
-            reply = {"error": f"{error.filename}: {error.strerror}" if error.filename else str(error)}
+        # mapped for each request: the rank's memory may have grown
+        with mmap.mmap(descriptor, request["size"], access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as memory:
+            reply = write_files(memory, request)
         sys.stdout.write(json.dumps(reply) + "\n")
         sys.stdout.flush()
 

@@ -38,8 +38,8 @@ def step_folder(folder: Path, step: int) -> Path:
 
 def step_of(checkpoint: Path) -> int:
     """The step in a folder's name; -1 where it has none."""
-    digits = checkpoint.name.removeprefix("step-")
-    return int(digits) if digits.isdecimal() else -1
+    prefix, _, digits = checkpoint.name.partition("-")
+    return int(digits) if prefix == "step" and digits.isdecimal() else -1
 
 
 def damage(checkpoint: Path) -> str | None:

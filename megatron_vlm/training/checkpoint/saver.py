@@ -165,7 +165,7 @@ class Saver:
         try:
             return Written(pending.planned.write_files())
         except _FAILURES as error:
-            return Written({}, str(error))
+            return Written({}, _reason(error))
 
     def _result(self, wait: bool) -> Written | None:
         assert self._pending is not None
@@ -216,7 +216,7 @@ class Saver:
             atomic_file.sync_folder(partial)
             publish(partial, pending.final)
         except _FAILURES as error:
-            return str(error)
+            return _reason(error)
         try:
             prune(pending.final.parent, pending.final, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every)
         except OSError as error:  # the new one is there: not a reason to stop
@@ -232,6 +232,14 @@ class Saver:
             raise UserError(f"{text}; make room and go on with --resume auto")
         if dist.get_rank() == 0:
             print(f"megatron-vlm: {text}; training goes on", file=sys.stderr, flush=True)
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, where torch's error came of one of the system."""
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, OSError):
+        inner = inner.__cause__ or inner.__context__
+    return str(inner or error)
 
 
 def _free_space(folder: Path) -> str:

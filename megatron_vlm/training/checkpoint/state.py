@@ -74,7 +74,9 @@ def _load(engine: Engine, checkpoint: Path, wanted: dict[str, Any]) -> dict[str,
         loaded = dist_checkpointing.load(wanted, str(checkpoint), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
     # torch's CheckpointException, raised for a tensor that is missing or has another shape, is no Exception
     except (CheckpointException, dist_checkpointing.core.CheckpointingException, KeyError, RuntimeError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        # torch prints the traceback of each rank: what was wrong is the line that names an error
+        reason = next((line for line in lines if line.split(":")[0].endswith("Error")), lines[0])
         raise DataError(
             f"{checkpoint}: does not fit this model ({reason[:300]}); its own configuration is in "
             f"{checkpoint / 'config.yaml'}"
