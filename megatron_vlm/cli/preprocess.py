@@ -17,6 +17,7 @@ Exit codes: 0 done; 2 wrong arguments or input; 3 done, and more than --max-lost
 from __future__ import annotations
 
 import argparse
+import atexit
 import gc
 import os
 import sys
@@ -188,6 +189,7 @@ def run(args: argparse.Namespace) -> int:
         "show_progress": True,
     }
     gc.set_threshold(100_000)  # a tokenizer is some hundred thousand objects, and records come by the million: all in use
+    atexit.register(gc.freeze)  # so the end of the process need not look through them for cycles either
     tokenizer = Tokenizer.load(args.tokenizer, backend=args.tokenizer_backend)
     inputs: Sequence[str] = args.input
     if args.kind == "text":

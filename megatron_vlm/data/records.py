@@ -13,7 +13,8 @@ from typing import Protocol, TypeAlias
 from megatron_vlm.data.quarantine import Rejection
 
 
-# Made once for each of millions of texts, so not frozen: that takes twice as long. Nothing changes one all the same.
+# Text, Picture and Record are made once for each of millions of texts, so not frozen: that takes twice as long. Nothing
+# changes one all the same.
 @dataclass(slots=True, unsafe_hash=True)
 class Text:
     """A run of text.
@@ -29,7 +30,7 @@ class Text:
     special: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Picture:
     """A picture as it is encoded: the whole bytes of a .jpg, .png or .webp file."""
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_vlm.data.building.options import BuildOptions, Duplicates
+from megatron_vlm.data.encoded_pictures.filters import CaptionFilter, PictureFilter
 from megatron_vlm.data.encoded_pictures.picture_hash import difference_hash, sha256_key
 from megatron_vlm.data.encoded_pictures.picture_header import PictureHeader, read_header
 from megatron_vlm.data.encoded_pictures.unusable import Defect
@@ -58,7 +59,7 @@ class _Checked:
     key: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # made for each picture, and not frozen, which takes twice as long
 class _Stored:
     encoded: bytes
     height: int
@@ -75,10 +76,16 @@ class Preparer:
         self.tokenizer, self.options, self.dtype = tokenizer, options, dtype
         self.eod = dtype.type(tokenizer.eod_id).tobytes()
         self._special: dict[str, int] = {}
+        #: what stands before and after a picture, by how many bytes the last element lacks
+        self._paddings = [(dtype.type(lacking).tobytes(), bytes(lacking)) for lacking in range(dtype.itemsize)]
+        self._all_pictures = options.pictures == PictureFilter()
+        self._all_captions = options.captions == CaptionFilter()
 
     def prepare(self, url: str, records: Sequence[Record | Rejection], parallel: bool) -> PreparedBatch:
         plain = self._plain_texts(records)
         if plain is not None and (batch := self._prepare_plain(plain, records, parallel)) is not None:
+            return batch
+        if self._are_pairs(records) and (batch := self._prepare_pairs(url, records, parallel)) is not None:
             return batch
         batch = PreparedBatch()
         checked: list[_Checked] = []
@@ -140,6 +147,69 @@ class Preparer:
             tokens=len(flat),
         )
 
+    def _are_pairs(self, records: Sequence[Record | Rejection]) -> bool:
+        """Whether all are one document of a picture and its caption each, as of most sources of captioned pictures."""
+        if self.options.max_tokens is not None:
+            return False
+        for record in records:
+            if isinstance(record, Rejection):
+                continue
+            if len(record.documents) != 1 or len(record.documents[0]) != 2:
+                return False
+            picture, caption = record.documents[0]
+            if not (isinstance(picture, Picture) and isinstance(caption, Text)) or caption.special or not caption.learnt:
+                return False
+        return True
+
+    def _prepare_pairs(self, url: str, records: Sequence[Record | Rejection], parallel: bool) -> PreparedBatch | None:
+        """What the general way gives for `_are_pairs`, in a third of the time; None where a caption has no token."""
+        batch = PreparedBatch()
+        texts: list[str] = []
+        kept: list[_Stored] = []
+        store, refusal = self._store, None if self._all_captions else self.options.captions.refusal
+        split = self.options.split
+        for record in records:
+            if isinstance(record, Rejection):
+                batch.rejections.append(record)
+                continue
+            picture, caption = record.documents[0]
+            outcome = store(picture.encoded)  # type: ignore[union-attr]
+            text: str = caption.text  # type: ignore[union-attr]
+            if isinstance(outcome, _Stored):
+                defect = None if refusal is None else refusal(text)
+                if defect is None:
+                    texts.append(text)
+                    kept.append(outcome)
+                    batch.records.append(record.number)
+                    continue
+            else:
+                defect = outcome
+            if defect[0] in FILTERED:
+                batch.filtered[defect[0]] += 1
+            else:
+                batch.rejections.append(_rejection(url, record, *defect))
+        batch.rejections.sort(key=lambda rejection: rejection.number)
+        ids, offsets = self.tokenizer.encode_flat(texts, parallel=parallel)
+        tokens = np.diff(offsets)
+        if not tokens.all():
+            return None
+        itemsize, paddings = self.dtype.itemsize, self._paddings
+        flat = np.ascontiguousarray(ids, dtype=self.dtype).data.cast("B")
+        ending = self.eod if self.options.append_eod else b""
+        borders = (offsets * itemsize).tolist()
+        for stored, begin, end in zip(kept, borders, borders[1:], strict=False):
+            encoded = stored.encoded
+            before, after = paddings[-len(encoded) % itemsize]
+            batch.pieces += (before, encoded, after, flat[begin:end], ending)
+            batch.lengths += ((len(encoded) + len(after)) // itemsize + 1, (end - begin + len(ending)) // itemsize)
+            batch.facts += ((stored.height, stored.width), (1, 0))
+        batch.modes = [IMAGE_MODE, TEXT_MODE] * len(kept)
+        batch.sequences = [2] * len(kept)
+        batch.parts = [split.part(stored.encoded) for stored in kept] if split else [0] * len(kept)
+        batch.keys = [self._key([stored]) for stored in kept]
+        batch.tokens = len(ids) + len(kept) * len(ending) // itemsize
+        return batch
+
     def _check(self, record: Record) -> _Checked | Defect:
         """Pictures are looked at once each, also where several documents of a record share one."""
         stored: dict[int, _Stored] = {}
@@ -171,8 +241,7 @@ class Preparer:
         header = check_picture(encoded, thorough=options.thorough, max_pixels=options.max_pixels)
         if not isinstance(header, PictureHeader):
             return header
-        refusal = options.pictures.refusal(header)
-        if refusal is not None:
+        if not self._all_pictures and (refusal := options.pictures.refusal(header)) is not None:
             return refusal
         if options.reencode is not None:
             try:
@@ -264,8 +333,8 @@ class Preparer:
         return "".join(part.text for part in document if isinstance(part, Text)).encode()
 
     def _picture(self, encoded: bytes) -> list[bytes | memoryview]:
-        padding = -len(encoded) % self.dtype.itemsize
-        return [self.dtype.type(padding).tobytes(), encoded, bytes(padding)]
+        before, after = self._paddings[-len(encoded) % self.dtype.itemsize]
+        return [before, encoded, after]
 
     def _special_token(self, name: str) -> bytes:
         token = self._special.get(name)

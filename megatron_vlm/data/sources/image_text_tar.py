@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from megatron_vlm.data.quarantine import Reason, Rejection
-from megatron_vlm.data.records import Record, Unit
+from megatron_vlm.data.records import Document, Picture, Record, Text, Unit
 from megatron_vlm.data.sources.caption_rule import CaptionRule, picture_documents
 from megatron_vlm.data.sources.json_values import field_names, find_field, parse_object, shown
 from megatron_vlm.data.sources.splitting import LONGEST_PIECE
@@ -65,9 +68,14 @@ class ImageTextTar:
             return "image" if suffix in PICTURE_SUFFIXES else suffix if suffix in wanted else None
 
         number = 0
+        plain = not self.captions.fields
         try:
             for number, group in enumerate(read_groups(unit, part_of, self.limit), start=1):
-                yield self._judge(unit, group, number - 1)
+                document = _usual(group) if plain else None
+                if document is not None:
+                    yield Record(printable(group.key), group.offset, (document,), group.bytes_read, number - 1)
+                else:
+                    yield self._judge(unit, group, number - 1)
         except CutShort as damage:
             yield rest_of_tar(unit, damage, number)
 
@@ -101,6 +109,23 @@ class ImageTextTar:
             return f"{members}; the .json has {field_names(description)}" if description else members
 
         return group.parts["image"], self.captions.choose(find, DEFAULT_CAPTIONS, key, known)
+
+
+def _usual(group: Group) -> Document | None:
+    """The document of a group as img2dataset writes nearly all of them: a picture, its caption as .txt, and a .json that
+    says that both are there. None where `ImageTextTar._judge` has to look, which gives the same for such a one."""
+    parts = group.parts
+    image, text, described = parts.get("image"), parts.get("txt"), parts.get("json")
+    if image is None or text is None or group.defect is not None or text.startswith(BOM_UTF8):
+        return None
+    try:
+        caption = text.decode().strip()
+        description = orjson.loads(described) if described is not None else {}
+    except ValueError:
+        return None
+    if not caption or type(description) is not dict or (description.get("status") or "success") != "success":
+        return None
+    return Picture(image), Text(caption)
 
 
 def _value(part: str, content: bytes) -> Any:

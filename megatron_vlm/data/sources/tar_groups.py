@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -15,9 +14,6 @@ from megatron_vlm.data.sources.opening import open_decompressed
 from megatron_vlm.data.sources.splitting import LONGEST_PIECE
 from megatron_vlm.data.sources.tar_members import EndMissing, Kind, Member, TarMembers
 from megatron_vlm.data.sources.unusable import Unusable
-
-#: folder and name up to the first dot, then the suffix; no match for hidden files, like macOS's "._x.jpg"
-MEMBER_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -64,18 +60,22 @@ def read_groups(unit: Unit, part_of: Callable[[str], str | None], limit: int = L
         tar = TarMembers(stream)
         try:
             for member in tar:
-                match = MEMBER_NAME.fullmatch(member.name)
-                if match is None or member.kind is Kind.OTHER:
+                key, suffix = _split(member.name)
+                if not suffix or member.kind is Kind.OTHER:
                     continue
-                key, suffix = match[1], match[2].lower()
-                if group is not None and key != group.key:
-                    if group.parts or group.defect:
+                if group is None or key != group.key:
+                    if group is not None and (group.parts or group.defect):
                         yield group
-                    group = None
-                if group is None:
-                    group = Group(key, member.offset)
-                _add(group, tar, member, part_of(suffix), suffix, limit)
-                group.bytes_read = min(stored_bytes(), unit.size)
+                    group = Group(key, member.offset, {})
+                part = part_of(suffix)
+                if part is None:
+                    group.others.append(suffix)
+                elif _is_plain(group, member, part, limit) or (defect := _defect(group, member, part, limit)) is None:
+                    group.parts[part] = tar.content(member)
+                else:
+                    group.defect = group.defect or defect
+                taken = stored_bytes()
+                group.bytes_read = taken if taken < unit.size else unit.size
         except EndMissing as error:  # members may be missing, but the ones that are there are whole
             if group is not None and (group.parts or group.defect):
                 yield group
@@ -86,21 +86,20 @@ def read_groups(unit: Unit, part_of: Callable[[str], str | None], limit: int = L
         yield group
 
 
-def _add(group: Group, tar: TarMembers, member: Member, part: str | None, suffix: str, limit: int) -> None:
-    if part is None:
-        group.others.append(suffix)
-        return
-    defect = _defect(group, member, part, limit)
-    if defect is None:
-        group.parts[part] = tar.content(member)
-    else:
-        group.defect = group.defect or defect
+def _split(name: str) -> tuple[str, str]:
+    """The folder and the name up to the first dot, and the suffix after it in lower case, which is empty where there is no
+    key: of hidden files, like macOS's "._x.jpg", and of names without a dot."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, suffix = file.partition(".")
+    return (folder + slash + stem if slash else stem), (suffix.lower() if stem else "")
+
+
+def _is_plain(group: Group, member: Member, part: str, limit: int) -> bool:
+    """Whether nothing can be wrong with a member, without the words for what is."""
+    return member.kind is Kind.FILE and member.size <= limit and part not in group.parts and not may_lead_out(member.name)
 
 
 def _defect(group: Group, member: Member, part: str, limit: int) -> Unusable | None:
-    plain = member.kind is Kind.FILE and member.size <= limit and part not in group.parts
-    if plain and not may_lead_out(member.name):
-        return None
     name = member.name if is_encodable(member.name) else ascii(member.name)
     if part in group.parts:
         return Unusable(Reason.DUPLICATE_MEMBER, f"{name} is a second one under this key")
