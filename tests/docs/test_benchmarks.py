@@ -25,6 +25,7 @@ SMALL = {
     "bench_planner": ["--documents", "2000", "--packs", "20", "--runs", "1"],
     "bench_attention": ["--positions", "128", "--runs", "1"],
     "bench_packing": ["--documents", "5000", "--ranks", "4", "--runs", "1"],
+    "bench_checkpoint": ["--megabytes", "20", "--ranks", "1", "--runs", "1"],
     "bench_step": ["--sequence-length", "16", "--runs", "1"],
 }
 #: these have nothing to measure on a machine without CUDA

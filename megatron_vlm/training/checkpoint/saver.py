@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,22 @@ from megatron_vlm.training.engine import Engine
 _FAILURES = (OSError, RuntimeError, MemoryError)
 
 
+@dataclass(frozen=True)
+class Stop:
+    """Seconds for which a save kept this rank from its next step, and what they went into."""
+
+    #: megatron-core gathers the shards of the distributed optimiser, in the one format that every layout can load
+    gather: float
+    #: which rank writes what; megatron-core clones what are views
+    plan: float
+    #: into shared memory; where the rank writes by itself, the writing
+    copy: float
+
+    @property
+    def seconds(self) -> float:
+        return self.gather + self.plan + self.copy
+
+
 @dataclass
 class _Pending:
     """A save between its copy and its name."""
@@ -47,7 +63,7 @@ class _Pending:
     planned: PlannedSave
     run: dict[str, Any]
     begun: float
-    stopped: float = 0.0
+    stop: Stop
     written: Written | None = None  # known at once where the rank wrote by itself
 
 
@@ -60,7 +76,8 @@ class Saver:
     def __init__(self, config: RunConfig, device: torch.device, say: Callable[[str], None] | None = None) -> None:
         self.config, self.device = config, device
         self.say = say or (lambda text: None)
-        self.last: Path | None = None
+        self.last: Path | None = None  # the last one that was published
+        self.last_stop: Stop | None = None  # of the save before
         self.failures = 0
         self._pending: _Pending | None = None
         self._writer: WriterProcess | None = None
@@ -81,17 +98,17 @@ class Saver:
             UserError: it cannot be written, and is the last one or `checkpoint.on_failed_save` is stop.
         """
         self._finish(forgive=last)  # what went wrong before is no reason not to try the last one
-        begun = time.perf_counter()
-        pending = self._begin(engine, step, data_state, extra, begun)
+        pending = self._begin(engine, step, data_state, extra)
         if isinstance(pending, str):
             self._failed(step_folder(checkpoint_folder(self.config), step), pending, forgive=False, last=last)
             return
         self._pending = pending
+        begun = time.perf_counter()
         if self.config.checkpoint.async_save and not last:
             self._hand_over(pending)
         else:
             pending.written = self._write_here(pending)
-        pending.stopped = time.perf_counter() - begun
+        pending.stop = self.last_stop = replace(pending.stop, copy=time.perf_counter() - begun)
         if last or not self.config.checkpoint.async_save:
             self._finish(last=last)
 
@@ -118,10 +135,9 @@ class Saver:
 
     # -- parts of a save -------------------------------------------------------------------------------------------
 
-    def _begin(
-        self, engine: Engine, step: int, data_state: dict[str, Any], extra: dict[str, Any], begun: float
-    ) -> _Pending | str:
+    def _begin(self, engine: Engine, step: int, data_state: dict[str, Any], extra: dict[str, Any]) -> _Pending | str:
         """The plan, or why there is no folder for it. The same on all ranks."""
+        begun = time.perf_counter()
         folder = checkpoint_folder(self.config)
         final = step_folder(folder, step)
         # a name of its own for every attempt: a writer that a dead node left behind cannot write into a later one
@@ -137,7 +153,9 @@ class Saver:
         partial = folder / str(attempt[0])
         validate = self._validated_stage != engine.stage
         with engine.whole_parameters():
-            planned = PlannedSave(saved_state(engine), partial, dict(SHARDING), validate)
+            state = saved_state(engine)
+            gathered = time.perf_counter()
+            planned = PlannedSave(state, partial, dict(SHARDING), validate)
         self._validated_stage = engine.stage
         run = {
             "step": step,
@@ -149,7 +167,8 @@ class Saver:
             **extra,
         }
         # as text now: the planner goes on
-        return _Pending(partial, final, planned, json.loads(json.dumps(run)), begun)
+        stop = Stop(gathered - begun, time.perf_counter() - gathered, 0.0)
+        return _Pending(partial, final, planned, json.loads(json.dumps(run)), begun, stop)
 
     def _hand_over(self, pending: _Pending) -> None:
         try:
@@ -197,7 +216,7 @@ class Saver:
             return
         self.last = pending.final
         seconds = time.perf_counter() - pending.begun
-        self.say(f"saved {pending.final} in {seconds:.1f} s (training stopped for {pending.stopped:.2f} s)")
+        self.say(f"saved {pending.final} in {seconds:.1f} s (training stopped for {pending.stop.seconds:.2f} s)")
 
     def _publish(self, pending: _Pending, gathered: list[Any]) -> str | None:
         """On rank 0: the small files, checksums, the name, `latest`. Returns why it could not be done."""
