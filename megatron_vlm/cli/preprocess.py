@@ -190,7 +190,7 @@ def run(args: argparse.Namespace) -> int:
     }
     gc.set_threshold(100_000)  # a tokenizer is some hundred thousand objects, and records come by the million: all in use
     atexit.register(gc.freeze)  # so the end of the process need not look through them for cycles either
-    tokenizer = Tokenizer.load(args.tokenizer, backend=args.tokenizer_backend)
+    tokenizer = Tokenizer.load(args.tokenizer, backend=args.tokenizer_backend, at_once=True)
     inputs: Sequence[str] = args.input
     if args.kind == "text":
         summary = preprocess_text(

@@ -15,7 +15,15 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from megatron_vlm.data.tokenizers import files
-from megatron_vlm.data.tokenizers.backend import Backend, Definition, FlatIds, GigatokenUnusable, Hints, SpecialNames
+from megatron_vlm.data.tokenizers.backend import (
+    Backend,
+    Definition,
+    FlatIds,
+    GigatokenUnusable,
+    Hints,
+    SpecialNames,
+    Vocabulary,
+)
 from megatron_vlm.data.tokenizers.gigatoken_engine import GigatokenEngine, open_checked
 from megatron_vlm.data.tokenizers.hugging_face import HuggingFaceDefinition
 from megatron_vlm.data.tokenizers.special_tokens import DEFAULT, choose
@@ -55,6 +63,7 @@ class Tokenizer:
         pad: str | None = None,
         backend: BackendChoice = "auto",
         hints: Hints | None = None,
+        at_once: bool = False,
     ) -> None:
         """From the text of a tokenizer.json, or a definition of another form; `origin` names it in errors.
 
@@ -63,6 +72,8 @@ class Tokenizer:
                 usual name that it has.
             backend: what encodes in `encode_flat`.
             hints: special tokens that files beside the tokenizer name, tried after the usual ones.
+            at_once: make the fingerprint and open what encodes now rather than when they are first asked for: a definition
+                that was just read need not be read again for them.
 
         Raises:
             DataError: it cannot be used; with backend "gigatoken", also when gigatoken cannot stand in for it.
@@ -82,8 +93,10 @@ class Tokenizer:
         self._choice: BackendChoice = backend
         self._engine: GigatokenEngine | Backend | None = None
         self._opening = threading.Lock()
-        if backend == "gigatoken":
-            self._fast()
+        if at_once:
+            self.fingerprint = self._identify(vocabulary)
+        if at_once or backend == "gigatoken":
+            self._fast(vocabulary)
 
     @classmethod
     def load(
@@ -96,6 +109,7 @@ class Tokenizer:
         backend: BackendChoice = "auto",
         pattern: str | None = None,
         special_tokens: Mapping[str, int] | None = None,
+        at_once: bool = False,
     ) -> Tokenizer:
         """From a file or a folder: Hugging Face's tokenizer.json, a SentencePiece .model (BPE or unigram), a tiktoken rank
         file, GPT-2's vocab.json and merges.txt. The ids are those of the library that the form is of.
@@ -104,7 +118,7 @@ class Tokenizer:
         tokenizer_settings.json, which holds any of the arguments eod, image, pad, pattern and special_tokens.
 
         Args:
-            eod, image, pad, backend: as of the constructor.
+            eod, image, pad, backend, at_once: as of the constructor.
             pattern: of a rank file, how it splits text: "r50k", "p50k", "cl100k", "o200k", "gpt2", "qwen" or a regular
                 expression; by default its file name tells.
             special_tokens: of a rank file or a SentencePiece model, names and ids of those that it does not hold.
@@ -117,7 +131,7 @@ class Tokenizer:
         for key, value in names.items():
             if value is not None and not isinstance(value, str):
                 raise DataError(f"{files.SETTINGS} beside {found.origin}: {key} must be a token's name, not {value!r}")
-        return cls(found.definition, found.origin, **names, backend=backend, hints=found.hints)
+        return cls(found.definition, found.origin, **names, backend=backend, hints=found.hints, at_once=at_once)
 
     def save(self, folder: Path | str) -> Path:
         """Write what `load` reads into `folder`, which is made if need be; returns the path of the main file."""
@@ -186,19 +200,22 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """sha256, in hex, of the tokenizer: of a tokenizer.json in canonical JSON (sorted keys, no white space), and of the
         special tokens where they are not `SPECIAL_TOKENS`."""
-        digest = hashlib.sha256(self._definition.identity())
+        return self._identify(None)
+
+    def _identify(self, known: Vocabulary | None) -> str:
+        digest = hashlib.sha256(self._definition.identity(known))
         if self._definition.form != HuggingFaceDefinition.FORM or self.special_names != DEFAULT:
             ids = [self.eod_id, self.image_token_id, self.pad_id]
             digest.update(b"\n" + json.dumps([*self.special_names, *ids]).encode())
         return digest.hexdigest()
 
-    def _fast(self) -> GigatokenEngine | Backend:
+    def _fast(self, known: Vocabulary | None = None) -> GigatokenEngine | Backend:
         with self._opening:
             if self._engine is None:
                 self._engine = self._backend
                 if self._choice != "tokenizers":
                     try:
-                        self._engine = open_checked(self._backend)
+                        self._engine = open_checked(self._backend, known)
                     except GigatokenUnusable as reason:
                         if self._choice == "gigatoken":
                             raise DataError(f"{self._origin}: gigatoken cannot be used: {reason}") from reason

@@ -47,8 +47,9 @@ class Definition(Protocol):
         """What it is called in metadata: "tokenizer.json", "sentencepiece" or "tiktoken"."""
         ...
 
-    def identity(self) -> bytes:
-        """What the fingerprint is of: the same for files that mean the same."""
+    def identity(self, known: Vocabulary | None = None) -> bytes:
+        """What the fingerprint is of: the same for files that mean the same. `known` is its vocabulary, where that was read
+        already: it need not be read again then."""
         ...
 
     def vocabulary(self, origin: str) -> Vocabulary:
@@ -112,8 +113,9 @@ class Backend(Protocol):
         """Special tokens spelt out."""
         ...
 
-    def open_gigatoken(self) -> Any:
-        """gigatoken's tokenizer of the same ids for text that spells no special token, whatever the text.
+    def open_gigatoken(self, known: Vocabulary | None = None) -> Any:
+        """gigatoken's tokenizer of the same ids for text that spells no special token, whatever the text. `known` is the
+        vocabulary that this was built from, where someone still has it.
 
         Raises GigatokenUnusable, or whatever gigatoken raises.
         """

@@ -10,13 +10,14 @@ from typing import Any
 import orjson
 
 
-def canonical_json(text: str) -> bytes:
-    """The JSON of `text` with sorted keys, without white space and in ASCII, as Python's own module writes it.
+def canonical_json(text: str, known: Any = None) -> bytes:
+    """The JSON of `text` with sorted keys, without white space and in ASCII, as Python's own module writes it. `known` is
+    what it says, where that was read already.
 
     Raises ValueError where it is no JSON.
     """
     try:
-        parsed = orjson.loads(text)
+        parsed = orjson.loads(text) if known is None else known
         quick = _written_quickly(parsed)
     except (orjson.JSONDecodeError, orjson.JSONEncodeError, AttributeError, KeyError, RecursionError, TypeError):
         quick = None  # what only Python's own module takes, or what is no tokenizer

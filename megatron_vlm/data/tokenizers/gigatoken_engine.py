@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_vlm.data.tokenizers.backend import Backend, FlatIds, GigatokenUnusable, flatten
+from megatron_vlm.data.tokenizers.backend import Backend, FlatIds, GigatokenUnusable, Vocabulary, flatten
 from megatron_vlm.data.tokenizers.check_texts import check_texts
 
 
@@ -32,9 +32,9 @@ class GigatokenEngine:
         return flat[offsets[0] : offsets[-1]], offsets - offsets[0]
 
 
-def open_checked(backend: Backend) -> GigatokenEngine:
+def open_checked(backend: Backend, known: Vocabulary | None = None) -> GigatokenEngine:
     """gigatoken in the place of `backend`, after both have given the same ids for `check_texts` and for the names of all
-    special tokens.
+    special tokens. `known` is as of `Backend.open_gigatoken`.
 
     Raises:
         GigatokenUnusable: it is not installed, cannot read this tokenizer, or gives other ids; says which.
@@ -42,7 +42,7 @@ def open_checked(backend: Backend) -> GigatokenEngine:
     names = backend.special_ids.keys()
     texts = [*check_texts(), *names, *(f"a{name} b {name}c" for name in names)]
     try:
-        engine = GigatokenEngine(backend.open_gigatoken())
+        engine = GigatokenEngine(backend.open_gigatoken(known))
         found = engine.encode_flat(texts, parallel=False)
     except GigatokenUnusable:
         raise

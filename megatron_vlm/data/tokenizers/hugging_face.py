@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import orjson
 
 from megatron_vlm.data import atomic_file
-from megatron_vlm.data.tokenizers.backend import FlatIds, Hints, SpecialNames, flatten
+from megatron_vlm.data.tokenizers.backend import FlatIds, Hints, SpecialNames, Vocabulary, flatten
 from megatron_vlm.data.tokenizers.canonical_json import canonical_json
 from megatron_vlm.errors import DataError
 
@@ -31,9 +31,9 @@ class HuggingFaceDefinition:
     def form(self) -> str:
         return self.FORM
 
-    def identity(self) -> bytes:
+    def identity(self, known: Vocabulary | None = None) -> bytes:
         # Of the definition as it was given: as the library writes it, it may gain fields in a newer version.
-        return canonical_json(self.text)
+        return canonical_json(self.text, known.parsed if isinstance(known, HuggingFaceVocabulary) else None)
 
     def vocabulary(self, origin: str) -> HuggingFaceVocabulary:
         return HuggingFaceVocabulary(self.text, origin)
@@ -50,12 +50,12 @@ class HuggingFaceVocabulary:
     """A parsed tokenizer.json. Raises DataError where it is none."""
 
     def __init__(self, text: str, origin: str) -> None:
-        self._text = text
+        self.text = text
         try:
-            self._parsed: dict[str, Any] = _parsed(text)
-            added = self._parsed.get("added_tokens") or []
+            self.parsed: dict[str, Any] = _parsed(text)  # nobody changes it
+            added = self.parsed.get("added_tokens") or []
             self._added = {t["content"]: {**t, "id": int(t["id"]), "special": bool(t["special"])} for t in added}
-            words = self._parsed["model"]["vocab"]
+            words = self.parsed["model"]["vocab"]
             # a unigram model has a list of [word, score]; its ids are the places in it
             self._words: dict[str, int] = words if isinstance(words, dict) else {w: i for i, (w, _) in enumerate(words)}
         except Exception as error:  # whatever a file that is something else leads to
@@ -73,11 +73,11 @@ class HuggingFaceVocabulary:
     def build(self, names: SpecialNames, origin: str) -> HuggingFaceBackend:
         # Only tokens marked as special can be kept from matching in data.
         special = [name for name, token in self._added.items() if token["special"] or name in names]
-        text = self._text
+        text = self.text
         if any(not self._added[name]["special"] for name in special):
             added = [{**token, "special": name in special} for name, token in self._added.items()]
-            text = json.dumps({**self._parsed, "added_tokens": added})
-        model = self._parsed["model"]
+            text = json.dumps({**self.parsed, "added_tokens": added})
+        model = self.parsed["model"]
         return HuggingFaceBackend(text, names, special, model.get("type"), model.get("unk_token"), self._words, origin)
 
 
@@ -131,10 +131,12 @@ class HuggingFaceBackend:
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._decoder.decode(list(ids), skip_special_tokens=False))
 
-    def open_gigatoken(self) -> Any:
+    def open_gigatoken(self, known: Vocabulary | None = None) -> Any:
         from gigatoken.gigatoken_rs import load_hf_json
 
-        return load_hf_json(without_special_tokens(self._text, self.special_ids))
+        # the backend may be of another text: of tokens that were marked as special
+        said = known.parsed if isinstance(known, HuggingFaceVocabulary) and known.text == self._text else None
+        return load_hf_json(without_special_tokens(self._text, self.special_ids, said))
 
     def _forged(self, names: Iterable[str]) -> list[str]:
         def spelt(name: str) -> bool:
@@ -143,21 +145,22 @@ class HuggingFaceBackend:
         return [name for name in names if spelt(name)]
 
 
-def without_special_tokens(text: str, special: Iterable[str]) -> str:
+def without_special_tokens(text: str, special: Iterable[str], known: Mapping[str, Any] | None = None) -> str:
     """A tokenizer.json of the same ids in which `special` are neither added tokens nor words that text could spell.
 
-    Nothing is left that would be put around a text.
+    Nothing is left that would be put around a text. `known` is what `text` says, where that was read already.
     """
-    parsed = _parsed(text)
+    parsed: dict[str, Any] = dict(_parsed(text) if known is None else known)
+    model = parsed["model"] = dict(parsed["model"])
     special = set(special)
     parsed["added_tokens"] = [t for t in parsed.get("added_tokens") or [] if t["content"] not in special]
     parsed["post_processor"] = parsed["padding"] = parsed["truncation"] = None
-    model = parsed["model"]
 
     def hidden(word: str) -> str:
         return f"\0{word} as text\0" if word in special else word
 
     if isinstance(model["vocab"], dict):
+        model["vocab"] = dict(model["vocab"])
         for word in special & model["vocab"].keys():
             model["vocab"][hidden(word)] = model["vocab"].pop(word)
     else:

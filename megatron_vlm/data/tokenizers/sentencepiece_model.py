@@ -14,6 +14,7 @@ from megatron_vlm.data.tokenizers.backend import (
     GigatokenUnusable,
     Hints,
     SpecialNames,
+    Vocabulary,
     appended,
     decode_around,
     flatten,
@@ -43,7 +44,7 @@ class SentencePieceDefinition:
     def form(self) -> str:
         return "sentencepiece"
 
-    def identity(self) -> bytes:
+    def identity(self, known: Vocabulary | None = None) -> bytes:
         said = [hashlib.sha256(self.content).hexdigest(), sorted(self.added)]
         return b"sentencepiece " + json.dumps(said, separators=(",", ":")).encode()
 
@@ -122,7 +123,7 @@ class SentencePieceBackend:
     def decode(self, ids: Sequence[int]) -> str:
         return decode_around(ids, self._spelt, self._processor.decode)
 
-    def open_gigatoken(self) -> Any:
+    def open_gigatoken(self, known: Vocabulary | None = None) -> Any:
         from gigatoken.gigatoken_rs import load_hf_json
 
         try:

@@ -18,6 +18,7 @@ from megatron_vlm.data.tokenizers.backend import (
     GigatokenUnusable,
     Hints,
     SpecialNames,
+    Vocabulary,
     appended,
     decode_around,
     flatten,
@@ -76,7 +77,7 @@ class TiktokenDefinition:
     def form(self) -> str:
         return "tiktoken"
 
-    def identity(self) -> bytes:
+    def identity(self, known: Vocabulary | None = None) -> bytes:
         said = [hashlib.sha256(self.content).hexdigest(), self.pattern, sorted(self.special_tokens)]
         return b"tiktoken " + json.dumps(said, separators=(",", ":")).encode()
 
@@ -174,7 +175,7 @@ class TiktokenBackend:
     def decode(self, ids: Sequence[int]) -> str:
         return decode_around(ids, self._spelt, self._encoding.decode)
 
-    def open_gigatoken(self) -> Any:
+    def open_gigatoken(self, known: Vocabulary | None = None) -> Any:
         from gigatoken.gigatoken_rs import BPETokenizer
 
         scheme = _GIGATOKEN_SCHEMES.get(self._definition.pattern)
