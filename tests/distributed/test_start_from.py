@@ -101,7 +101,5 @@ def test_moments_that_were_never_saved_are_not_made_up(data: Path, tmp_path: Pat
         "checkpoint.start_from": tmp_path / "a",
         "checkpoint.start_with": "weights_and_optimizer",
     }
-    with pytest.raises(
-        AssertionError, match="has no moments of projector, vision, frozen when it was saved"
-    ):
+    with pytest.raises(AssertionError, match="has no moments of projector, vision, frozen when it was saved"):
         run_ranks(1, _begin, configuration(data, **new))
