@@ -1,4 +1,4 @@
-"""A rank is killed with SIGKILL in the middle of a save: the next start finds a whole checkpoint and ends with the same bits."""
+"""A rank is killed with SIGKILL in the middle of a save: the next start finds a whole one and ends with the same bits."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     ("rank", "instants"),
     [
         (0, [3, 30]),
-        pytest.param(0, range(200), marks=pytest.mark.chaos),
-        pytest.param(1, range(200), marks=pytest.mark.chaos),
+        pytest.param(0, range(0, 400, 7), marks=pytest.mark.chaos),
+        pytest.param(1, range(0, 400, 7), marks=pytest.mark.chaos),
     ],
 )
 def test_what_is_whole_is_gone_on_from(
@@ -84,7 +84,8 @@ def test_what_is_whole_is_gone_on_from(
         try:
             over = run_ranks(2, _killed, configuration(data, TP2, **folder), rank, instant, beside)
         except AssertionError as error:
-            assert "died without a word" in str(error)
+            if "died without a word" not in str(error):
+                raise
             over = []
         rest = run_ranks(2, _rest, configuration(data, TP2, **folder, **{"checkpoint.resume": "auto"}))
         found.append(rest[0][0])
