@@ -615,3 +615,23 @@ def test_a_plan_asks_for_no_ranks_and_no_data() -> None:
     assert plan_problems(bare) == []
     assert plan_problems(tiny(SCHEDULE + "warmup_steps", "100")) != []
     assert plan_problems(tiny(SECOND + "image_pool", "0")) == ["curriculum.stages.1.image_pool: 0 must be at least 1"]
+
+
+CHECKPOINT = "--checkpoint."
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field", "reason"),
+    [
+        ([CHECKPOINT + "keep_last", "-1"], "checkpoint.keep_last", "must be at least 0"),
+        ([CHECKPOINT + "keep_every", "100"], "checkpoint.keep_every", "keep_last 0 keeps all; set keep_last to 1 or more"),
+        ([CHECKPOINT + "start_from", "a", CHECKPOINT + "resume", "b"], "checkpoint.start_from", "goes on from b, not both"),
+        ([CHECKPOINT + "start_with", "weights_and_optimizer"], "checkpoint.start_with", "give start_from, or leave"),
+    ],
+)
+def test_what_checkpoints_cannot_be_asked_for(overrides: list[str], field: str, reason: str) -> None:
+    refused(overrides, 1, field, reason)
+
+
+def test_a_run_may_begin_with_a_checkpoint_and_go_on_from_its_own() -> None:
+    assert problems(tiny(CHECKPOINT + "start_from", "a", CHECKPOINT + "resume", "auto"), 1) == []

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from megatron_vlm.cli.main import main
 from megatron_vlm.training import checkpoint as checkpoints
 from megatron_vlm.training.loop import Run
 from tests.distributed.ranks import run_ranks
@@ -121,6 +122,19 @@ def test_one_that_was_given_by_name_is_refused_by_all(folder: Path, data: Path, 
     with pytest.raises(AssertionError, match=r"DataError: .*step-00000002 is no whole checkpoint: .*\.distcp is damaged"):
         run_ranks(2, _start, configuration(data, TP2, **given))
     assert run_ranks(2, _start, configuration(data, TP2, **given, **{"checkpoint.verify": "false"})) == [2, 2]
+
+
+def test_inspect_verifies(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(folder), "--verify"]) == 0
+    shown = capsys.readouterr().out
+    assert f"checkpoint  {folder / 'step-00000002'}" in shown
+    assert "checksums   every file is as it was written" in shown
+    assert "data        " in shown
+    _flip_a_byte(folder / "step-00000002")
+    assert main(["inspect", str(folder)]) == 0
+    assert "checksums" not in capsys.readouterr().out
+    assert main(["inspect", str(folder), "--verify"]) == 2
+    assert ".distcp is damaged: its bytes 0 to" in capsys.readouterr().err
 
 
 def _start(config: Any) -> int:

@@ -146,7 +146,7 @@ class PlannedSave:
         return files
 
     def write_files(self) -> dict[str, FileChecksum]:
-        """This rank's files on disk, flushed; checksums by path. Raises OSError, of which torch makes a RuntimeError."""
+        """This rank's files on disk, flushed; checksums by path. Raises OSError; torch makes a RuntimeError of some."""
         written = {}
         with _without_crc():
             for bucket in self._writer.write_buckets or []:
