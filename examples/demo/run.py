@@ -193,8 +193,8 @@ def main() -> int:
     records = [json.loads(x) for x in (ROOT / folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     entry = next(r["step"] for r in records if r.get("stage") == "images")
     border = next(p for p in checkpoints if p.name == f"step-{entry:08d}")
-    before = evaluate(border.relative_to(ROOT), folder / "before.json")
-    after = evaluate(checkpoints[-1].relative_to(ROOT), folder / "after.json")
+    before = evaluate(Path(os.path.relpath(border, ROOT)), folder / "before.json")
+    after = evaluate(Path(os.path.relpath(checkpoints[-1], ROOT)), folder / "after.json")
     if not args.without_smoke:
         environment = {**os.environ, "PYTHON": sys.executable}
         code = subprocess.call(show(["bash", "examples/pretrain_vlm_1b.sh", "--smoke"]), cwd=ROOT, env=environment)
@@ -206,7 +206,7 @@ def main() -> int:
         f"\n{args.steps} steps, pictures from step {entry}; training {trained:.0f} s of {time.monotonic() - started:.0f} s"
     )
     print(table)
-    print(f"\nlosses: {picture.relative_to(ROOT)}\nrun:    {folder / 'run'} (tensorboard --logdir {folder / 'run'})")
+    print(f"\nlosses: {os.path.relpath(picture, ROOT)}\nrun:    {folder / 'run'} (tensorboard --logdir {folder / 'run'})")
     for problem in problems:
         print(f"demo: {problem}", file=sys.stderr)
     return 1 if problems else 0

@@ -130,7 +130,7 @@ def test_with_a_decoder_broken_pictures_are_grey_and_named(sources: list[Documen
     assert made.pixels is not None
     assert made.pixels[:, 0, 0].tolist() == [[10, 0, 245], [128, 128, 128], [20, 0, 235], [30, 0, 225]]
     assert batch(sources, decode=False, packs=packs).broken == ()
-    whole = MicroBatchMaker(sources, LENGTH, TOKENS, IMAGE_TOKENS, SIZE, True, decoder=decoder)(PACKS)
+    whole = MicroBatchMaker(sources, TOKENS, True, decoder=decoder)(PACKS, SHAPE)
     assert whole.broken == ()
     assert torch.equal(whole.pixels, batch(sources).pixels)  # type: ignore[arg-type]
 

@@ -117,7 +117,9 @@ class Watchdog:
             peer = self.peers[hello["rank"]]
             self._writers[peer.rank] = writer
             _write(writer, {"kind": "hello", **me})
-            await self._hear(peer, hello, reader)
+            # asyncio of Python 3.11 prints a traceback for a handler that ends cancelled, as at the end of a run
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._hear(peer, hello, reader)
 
         server = await asyncio.start_server(serve, sock=listener)
         async with server:
