@@ -5,15 +5,20 @@
 Two sources in equal numbers: prose (lognormal, median 600 tokens) and captioned pictures (144 positions and 10 to 60 words).
 Every rank plans all packs of the run, so this rate bounds a step: steps/s = packs/s / global_batch_size. Padding is counted
 with and without cutting texts at holes. The datasets are written to a temporary folder and read by the trainer's reader.
+
+Then one window of all documents at once, and the start of a run over `--large` documents: from opening the index to the
+first micro-batch, assembled, beside a read of the bytes of its index.
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from bench_reader import write_large_index
 from measuring import parser, report
 
 from megatron_vlm.config.curriculum import CurriculumConfig, StageConfig
@@ -24,6 +29,7 @@ from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data.documents import DocumentSource
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.indexed_writer import IndexedWriter
+from megatron_vlm.data.micro_batch_arrays import ArrayMaker
 from megatron_vlm.data.packing import PackPlanner
 
 TOKENS = TokenCounts(vocab_size=50000, eod_id=0, image_token_id=1, pad_id=2)
@@ -53,6 +59,7 @@ def main() -> None:
     arguments.add_argument("--documents", type=int, default=100_000, help="in both sources (default: %(default)s)")
     arguments.add_argument("--packs", type=int, default=5000, help="planned in a run (default: %(default)s)")
     arguments.add_argument("--sequence-length", type=int, default=2048, help="positions of a pack (default: %(default)s)")
+    arguments.add_argument("--large", type=int, default=10_000_000, help="documents of the start (default: %(default)s)")
     arguments.add_argument("--batch", type=int, default=256, help="packs of a step (default: %(default)s)")
     arguments.add_argument("--window", type=int, default=256, help="data.window_packs (default: %(default)s)")
     args = arguments.parse_args()
@@ -82,7 +89,59 @@ def main() -> None:
             rate = sorted(rates)[len(rates) // 2]
             print(f"{name:<14}{rate:>10.0f}{min(rates):>10.0f}{max(rates):>10.0f}{padding:>10.3%}{visual:>9.2%}")
             results[name] = {"packs_per_second": rates, "padding_share": padding, "visual_share": visual}
+        results["window"] = window(sources, args)
+    with tempfile.TemporaryDirectory() as folder:
+        results["start"] = start(Path(folder), args)
     report(args, results)
+
+
+def window(sources: dict[str, DocumentSource], args: argparse.Namespace) -> dict[str, object]:
+    """CPU seconds of planning one window that takes about as many documents as there are, again and again."""
+    stages = (StageConfig(sources={"text": 0.75, "captions": 0.25}, measure="visual_tokens"),)
+    mean = 0.5 * sum(source.mean_positions() for source in sources.values())
+    packs = int(args.documents * mean / args.sequence_length)
+    data = DataConfig(sequence_length=args.sequence_length, window_packs=packs)
+    schedule = ScheduleConfig(global_batch_size=packs, train_steps=args.runs + 2)
+    planner = PackPlanner(sources, RunConfig(model=MODEL, data=data, curriculum=CurriculumConfig(stages), schedule=schedule))
+    times, documents = [], 0
+    for _ in range(args.runs + 1):  # the first one fills caches
+        begun = time.process_time()
+        assert planner._begin_window()
+        times.append(time.process_time() - begun)
+        assert planner._window is not None
+        documents = sum(draw.count for draw in planner._window.draws.values())
+        planner._taken = planner._window.packs
+        planner._finish_window()
+    middle = sorted(times[1:])[args.runs // 2]
+    print(f"a window of {documents} documents: {1000 * middle:.0f} ms of CPU ({1e9 * middle / documents:.0f} ns a document)")
+    return {"documents": documents, "seconds": times[1:]}
+
+
+def start(folder: Path, args: argparse.Namespace) -> dict[str, object]:
+    """Seconds from opening an index of many documents to the first micro-batch."""
+    write_large_index(folder / "large", args.large)
+    config = RunConfig(
+        model=MODEL,
+        data=DataConfig(sequence_length=args.sequence_length),
+        curriculum=CurriculumConfig((StageConfig(sources={"large": 1.0}),)),
+        schedule=ScheduleConfig(global_batch_size=8, train_steps=1000),
+    )
+    times, reads = [], []
+    for _ in range(args.runs):
+        begun = time.perf_counter()
+        source = DocumentSource("large", IndexedReader(folder / "large"), TOKENS, IMAGE_TOKENS)
+        plan = PackPlanner({"large": source}, config).plan_step()
+        assert plan is not None
+        made = ArrayMaker([source], TOKENS, None)(plan.packs[:1], plan.shape)
+        times.append(time.perf_counter() - begun)
+        assert made.batch.tokens.shape == (args.sequence_length,)
+        begun = time.perf_counter()
+        size = len((folder / "large.idx").read_bytes())
+        reads.append(time.perf_counter() - begun)
+    middle, read = (sorted(values)[args.runs // 2] for values in (times, reads))
+    print(f"{args.large} documents, opened to the first micro-batch: {middle:.2f} s")
+    print(f"(reading the {size / 1e6:.0f} MB of the index: {read:.2f} s)")
+    return {"documents": args.large, "seconds": times, "read_seconds": reads}
 
 
 if __name__ == "__main__":

@@ -126,7 +126,11 @@ class Run:
 
     def next_step(self) -> StepBatches | None:
         """The coming step's data; None where it is at its end."""
-        return self.data.next()
+        return self.data.next(self._loaded)
+
+    def _loaded(self) -> None:
+        """This rank has its data; from here on it waits for others alone."""
+        self.pulse.enter(self.step, "forward, backward, update", long=self._first_of_stage)
 
     def train(self) -> Outcome:
         """Every rank calls it. Returns on all ranks with the same outcome.
@@ -182,7 +186,9 @@ class Run:
             if not measured and (self._due(config.logging.eval_interval) or (began and config.logging.eval_interval)):
                 self._evaluate(log)
             done = self.step >= config.total_steps or bool(self._ended)
-            self.saver.poll()
+            if self.saver.pending:
+                self.pulse.enter(self.step, "save", long=True)  # rank 0 may publish it, and others wait for that
+                self.saver.poll()
             asked = self._anyone_asked(stop)
             wanted = (every and self.step % every == 0) or (began and config.checkpoint.save_at_stage_border)
             saves = self.step > started_at and (done or asked or wanted)
@@ -229,7 +235,6 @@ class Run:
         if log is not None and step.broken:
             log.write(metrics_record(step.broken, self.data.prefixes, self.step, policy))
         rate = self.rate(self.step)
-        self.pulse.enter(self.step, "forward, backward, update", long=self._first_of_stage)
         result = train_step(self.engine, step.batches, self.topology, rate, judge=self.bad_steps.detector.judge)
         self._first_of_stage = False
         freeze = [name for name in MODULES if name in config.curriculum.stages[self.engine.stage].freeze]

@@ -119,8 +119,10 @@ class StepData:
         self._state = self.planner.state()
         return told
 
-    def next(self) -> StepBatches | None:
+    def next(self, loaded_hook: Callable[[], None] = lambda: None) -> StepBatches | None:
         """The next step; None where the data is at its end. Every rank calls it, and all get the same answer.
+
+        `loaded_hook` is called when this rank has its data, before it meets the other ranks.
 
         Raises:
             DataError: a document that must not be trained on; a broken picture where `data.pictures.broken` is `stop`.
@@ -132,6 +134,7 @@ class StepData:
         waited = time.perf_counter() - begun
         if loaded is None:
             return None
+        loaded_hook()
         self.plan, self._state = loaded.plan, loaded.plan.state
         shapes = pack_shapes(loaded.plan)
         whole = BatchShape(

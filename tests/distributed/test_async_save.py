@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
 from megatron_vlm.training import checkpoint as checkpoints
@@ -134,6 +135,7 @@ def _writer_killed(config: Any) -> list[list[str]]:
             _signal_writer(run, signal.SIGKILL)
         run.saver.finish()
         seen.append(sorted(path.name for path in folder_of(run).iterdir()))
+        dist.barrier()  # both have looked before the next save begins
         run.step += 1
     run.saver.close()
     return seen

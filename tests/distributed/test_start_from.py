@@ -23,8 +23,9 @@ def _moments(run: Run) -> dict[str, Any]:
 
 
 def _documents(run: Run) -> list[Any]:
-    packs = run.planner.next_packs(run.config.schedule.global_batch_size)
-    return [[(span.source, span.document, span.start) for span in pack] for pack in packs]
+    plan = run.data.planner.plan_step()
+    assert plan is not None
+    return [[(span.source, span.document, span.start) for span in pack] for pack in plan.packs]
 
 
 def _state(run: Run) -> tuple[dict[str, Any], dict[str, Any], set[int]]:
