@@ -1,6 +1,7 @@
 """Every gradient is the same in every layout, and the faults that would spoil one are seen.
 
-Tolerance: 2e-6 of a gradient's norm, fp32 (seen: 1.2e-6, of a norm of 3e-4). A norm without its sequence-parallel tag is 1e-1 off.
+Tolerance: 2e-6 of a gradient's norm, fp32 (seen: 1.2e-6, of a norm of 3e-4).
+A norm without its sequence-parallel tag is 1e-1 off.
 """
 
 from __future__ import annotations
