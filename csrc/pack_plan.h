@@ -97,7 +97,7 @@ struct MixtureAccount {
 // `behind` is what each source is behind its share at the start, in parts of kWholeShare, and at the end on return.  At
 // every place, of the next `candidates` packs in the given order the first is taken that leaves no source further than
 // `close_enough` packs from its share, else the one that leaves the furthest source nearest.  Only where that is more
-// than a pack are packs beyond the candidates looked at.
+// than a pack are packs beyond the candidates looked at, until one leaves no source further than a pack.
 std::vector<std::int64_t> order_packs(const MixtureAccount& account, std::int64_t packs,
                                       std::vector<std::int64_t>& behind, std::int64_t candidates, double close_enough);
 

@@ -27,8 +27,8 @@ def order_packs(
     """Order m packs of s sources by error diffusion.
 
     At every place, of the next `candidates` packs the first is taken that leaves no source further than `close_enough`
-    packs from its share, else the one that leaves the furthest source nearest; where that is more than a pack, all that
-    are left are looked at. So an order that is random stays so as far as the shares allow.
+    packs from its share, else the one that leaves the furthest source nearest; where that is more than a pack, the ones
+    behind them are looked at until one is not. So an order that is random stays so as far as the shares allow.
 
     Args:
         amounts: int64[m, s], what a pack gives to a source: positions, those of pictures, or documents.

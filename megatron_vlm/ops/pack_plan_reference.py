@@ -265,14 +265,14 @@ def order_packs(
     base, share = bases.reshape(-1, sources), shares.reshape(-1, sources)
     order = np.arange(len(given))
     for place in range(len(order)):
-        for width in (candidates, len(order)):
-            these = order[place : place + width]
-            after = owed + share[place] * base[these] - given[these]
-            found = (np.abs(after.astype(np.float64)) * scale).max(axis=1)
-            close = np.flatnonzero(found <= close_enough)
-            chosen = int(close[0]) if len(close) else int(found.argmin())
-            if found[chosen] <= 1.0:
-                break
+        these = order[place:]
+        after = owed + share[place] * base[these] - given[these]
+        found = (np.abs(after.astype(np.float64)) * scale).max(axis=1)
+        close = np.flatnonzero(found[:candidates] <= close_enough)
+        chosen = int(close[0]) if len(close) else int(found[:candidates].argmin())
+        if found[chosen] > 1.0:  # beyond the candidates the first that stays within a pack
+            within = np.flatnonzero(found <= max(1.0, close_enough))
+            chosen = int(within[0]) if len(within) else int(found.argmin())
         order[place : place + chosen + 1] = np.roll(order[place : place + chosen + 1], 1)
         owed = after[chosen]
     return order, owed

@@ -22,7 +22,7 @@ SMALL = {
         *("--megabytes", "0.2", "--slow-megabytes", "0.1", "--pairs", "64", "--vocabulary", "600", "--runs", "1"),
     ],
     "bench_reader": ["--documents", "5000", "--reads", "50", "--pictures", "5", "--runs", "1"],
-    "bench_planner": ["--documents", "2000", "--packs", "20", "--runs", "1"],
+    "bench_planner": ["--documents", "2000", "--packs", "20", "--runs", "1", "--large", "5000"],
     "bench_attention": ["--positions", "128", "--runs", "1"],
     "bench_packing": ["--documents", "5000", "--ranks", "4", "--runs", "1"],
     "bench_checkpoint": ["--megabytes", "20", "--ranks", "1", "--runs", "1"],
