@@ -96,6 +96,7 @@ def _config(data: Path, folder: Path, **fields: Any) -> RunConfig:
             "checkpoint.keep_last": 3,
             "checkpoint.resume": "auto",
             "parallel.timeout_s": 20,
+            "faults.timeout_s": 10,
             **fields,
         },
     )
