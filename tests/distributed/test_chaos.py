@@ -167,9 +167,7 @@ def test_another_layout_goes_on_with_the_same_batches(
     for process in ranks.processes:
         process.kill()
     ranks.end(10)
-    moved = configuration(data, layout)
     config = _config(data, tmp_path, **{f"parallel.{k}": v for k, v in layout.items()})
-    assert moved.parallel == config.parallel
     size = 2 if layout else 1
     assert Ranks(size, config, tmp_path).end(240) == [0] * size, (tmp_path / "rank0.log").read_text()[-3000:]
     ours, theirs = _records(tmp_path), _records(alone)
