@@ -12,12 +12,12 @@ from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.data.document_lengths import DocumentLengths, Integers, document_lengths
 from megatron_vlm.data.indexed_format import IMAGE_MODE
 from megatron_vlm.data.indexed_reader import IndexedReader
+from megatron_vlm.data.indexed_views import IndexedViews
 from megatron_vlm.data.sequence_facts import open_sequence_facts
 from megatron_vlm.data.source_totals import SourceTotals, count_dataset
 from megatron_vlm.errors import DataError
 from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_TEXT, Segment
 from megatron_vlm.ops.assemble_spans import IndexedSource
-from megatron_vlm.ops.native import native_operators
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class DocumentSource:
         self.has_pictures = self.count.pictures > 0
         #: sizes of pictures and what is learnt, int32[N, 2]; None where the dataset does not say
         self.facts = open_sequence_facts(reader.prefix, reader.sequence_count)
-        self._indexed: dict[int, IndexedSource] = {}
+        self._views = IndexedViews(reader, self.facts)
 
     def lengths(self, documents: Integers, image_tokens: int | None = None) -> DocumentLengths:
         """What planning knows of `documents`, int64[n]. `image_tokens` None: as given when the source was opened."""
@@ -177,14 +177,7 @@ class DocumentSource:
 
     def indexed_at(self, image_tokens: int) -> IndexedSource | None:
         """The dataset as the native operator reads it with so many placeholders a picture, or None without operators."""
-        native = native_operators()
-        if native is None:
-            return None
-        if image_tokens not in self._indexed:
-            reader = self.reader
-            index = (reader.sequence_lengths, reader.sequence_pointers, reader.document_indices, reader.modes)
-            self._indexed[image_tokens] = IndexedSource(native, reader.data, reader.dtype, *index, image_tokens, self.facts)
-        return self._indexed[image_tokens]
+        return self._views.at(image_tokens)
 
 
 def _tokenizer_of(metadata: dict[str, Any]) -> str | None:

@@ -11,16 +11,13 @@ import torch
 from torch import Tensor
 
 from megatron_vlm.config.data import TokenCounts
-from megatron_vlm.config.pictures import PicturesConfig
 from megatron_vlm.config.steps import StepShape
-from megatron_vlm.data.broken_pictures import BrokenPicture, refuse
-from megatron_vlm.data.decoding.decoder import Decoder, open_decoder
+from megatron_vlm.data.broken_pictures import BrokenPicture
 from megatron_vlm.data.documents import Span
 from megatron_vlm.data.micro_batch_arrays import (
     ArrayMaker,
     MicroBatchArrays,
     MicroBatchMemory,
-    SpanSource,
     check_picture_count,
 )
 from megatron_vlm.ops.assemble import BatchBuffers, Segment, assemble_packs
@@ -110,32 +107,12 @@ def pinned_buffers(positions: int) -> BatchBuffers:
 
 
 class MicroBatchMaker:
-    """Reads the spans of packs from their sources and assembles them, in this process.
+    """Makes the micro-batches of spans in this process; what workers do is `ArrayMaker` alone."""
 
-    `decode_pictures` says whether pictures are read at all. `decoder` is the run's, which makes broken pictures grey and
-    names them in the batch; None: Pillow, squashed, to which they are an error.
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[SpanSource],
-        tokens: TokenCounts,
-        decode_pictures: bool,
-        pin_memory: bool = False,
-        decoder: Decoder | None = None,
-    ) -> None:
-        self.pin_memory, self._strict = pin_memory, decoder is None
-        chosen = decoder or open_decoder(PicturesConfig(decoder="pillow"))
-        self.arrays = ArrayMaker(sources, tokens, chosen if decode_pictures else None)
+    def __init__(self, arrays: ArrayMaker, pin_memory: bool = False) -> None:
+        self.arrays, self.pin_memory = arrays, pin_memory
 
     def __call__(self, packs: Sequence[Sequence[Span]], shape: StepShape) -> MicroBatch:
-        """
-        Raises:
-            DataError: a text id that must not be there, or without a `decoder` a picture that does not decode, naming the
-                document.
-        """
-        memory = MicroBatchMemory(pinned_buffers(len(packs) * shape.sequence_length) if self.pin_memory else None)
-        made = self.arrays(packs, shape, memory)
-        if made.broken and self._strict:
-            raise refuse(made.broken[0], [str(source.reader.prefix) for source in self.arrays.sources])
-        return as_tensors(made)
+        """Raises DataError as `ArrayMaker` does; pictures that do not decode are grey and named in the batch."""
+        buffers = pinned_buffers(len(packs) * shape.sequence_length) if self.pin_memory else None
+        return as_tensors(self.arrays(packs, shape, MicroBatchMemory(buffers)))

@@ -90,8 +90,10 @@ class ArrayMaker:
             DataError: a text id that must not be there, naming the document; a damaged dataset.
         """
         native = native_operators()
-        assemble = self._assemble if native is not None else self._assemble_reference
-        batch, places = assemble(native, packs, shape, memory.buffers)
+        if native is not None:
+            batch, places = self._assemble(native, packs, shape, memory.buffers)
+        else:
+            batch, places = self._assemble_reference(packs, shape, memory.buffers)
         pictures = batch.image_rows // shape.image_tokens
         if self.decoder is None:
             return MicroBatchArrays(batch, None, pictures)
@@ -108,13 +110,12 @@ class ArrayMaker:
 
     def _assemble(
         self,
-        native: NativeOperators | None,
+        native: NativeOperators,
         packs: Sequence[Sequence[Span]],
         shape: StepShape,
         buffers: BatchBuffers | None,
     ) -> tuple[PackedBatch, list[tuple[int, int]]]:
         """The batch, and the source and sequence of each of its pictures in reading order."""
-        assert native is not None
         indexed = [source.indexed_at(shape.image_tokens) for source in self.sources]
         rows = [(span.source, span.document, span.start, span.length) for pack in packs for span in pack]
         spans: npt.NDArray[np.int64] = np.array(rows, np.int64).reshape(-1, 4)
@@ -136,11 +137,7 @@ class ArrayMaker:
         return batch, [(int(source), int(sequence)) for source, sequence in pictures.tolist()]
 
     def _assemble_reference(
-        self,
-        native: NativeOperators | None,
-        packs: Sequence[Sequence[Span]],
-        shape: StepShape,
-        buffers: BatchBuffers | None,
+        self, packs: Sequence[Sequence[Span]], shape: StepShape, buffers: BatchBuffers | None
     ) -> tuple[PackedBatch, list[tuple[int, int]]]:
         """The same by numpy, document by document."""
         segments: list[list[Segment]] = []

@@ -18,7 +18,7 @@ from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data.documents import DocumentSource, Span
 from megatron_vlm.data.mixture import Mixture
 from megatron_vlm.data.step_plan import MixtureReport, StepPlan
-from megatron_vlm.data.upcoming import PackRules, Piece, Upcoming
+from megatron_vlm.data.upcoming import PackRules, Piece, Standing, Upcoming
 from megatron_vlm.data.window import Window, WindowPlanner
 from megatron_vlm.errors import DataError
 from megatron_vlm.ops.pack_order import WHOLE_SHARE
@@ -215,9 +215,8 @@ class PackPlanner:
         """Passes over a source, counted evenly over the window."""
         upcoming, window = self.upcoming[name], self._window
         passed: float = upcoming.passed
-        if window is not None and name in window.draws:
-            draw = window.draws[name]
-            passed += (upcoming.after(draw.count, draw.rest).passed - passed) * self._taken / window.packs
+        if window is not None:
+            passed += (self.standing_after(name).passed - passed) * self._taken / window.packs
         return passed / upcoming.count
 
     # -- state -----------------------------------------------------------------------------------------------------
@@ -320,7 +319,8 @@ class PackPlanner:
             old = before.upcoming[name]
             _same_data(upcoming.source, old.source.reader.fingerprint)
             self.totals.sources[name] = now.sources[name]
-            upcoming.move(*before.place_after(name), left[name])
+            after = before.standing_after(name)
+            upcoming.move(after.passed, after.offset, left[name])
             if left[name]:
                 told.append(f"source {name!r}: {len(left[name])} documents drawn by the old plan come first in the new one")
         for name in before.names:
@@ -334,10 +334,9 @@ class PackPlanner:
         left: dict[str, list[Piece]] = {name: [] for name in self.names}
         window = self._window
         if window is None:
-            return {name: list(self.upcoming[name].carried) for name in self.names}
+            return {name: self.standing_after(name).carried for name in self.names}
         rows = window.spans[int(window.starts[self._taken]) :]
         for place, name in enumerate(self.names):
-            upcoming = self.upcoming[name]
             draw = window.draws.get(name)
             drawn = draw.entries.document[: draw.count + 1].tolist() if draw else []
             turn = {document: number for number, document in reversed(list(enumerate(drawn)))}
@@ -347,17 +346,13 @@ class PackPlanner:
                     length += left[name][-1][2]
                     start = left[name].pop()[1]
                 left[name].append((document, start, length))
-            left[name] += upcoming.after(draw.count, draw.rest).carried if draw else upcoming.carried
+            left[name] += self.standing_after(name).carried
         return left
 
-    def place_after(self, name: str) -> tuple[int, int]:
-        """Documents passed, and positions of the next that are used, after the window that is being used."""
-        upcoming = self.upcoming[name]
-        if self._window is None or name not in self._window.draws:
-            return upcoming.passed, upcoming.offset
-        draw = self._window.draws[name]
-        after = upcoming.after(draw.count, draw.rest)
-        return after.passed, after.offset
+    def standing_after(self, name: str) -> Standing:
+        """Where a source stands after the window that is being used."""
+        draw = self._window.draws.get(name) if self._window is not None else None
+        return self.upcoming[name].after(draw.count, draw.rest) if draw else self.upcoming[name].after(0, 0)
 
 
 def _same_data(source: DocumentSource, fingerprint: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,12 @@ class Draw:
     entries: Entries
     count: int
     rest: int
+
+    @property
+    def pieces(self) -> Entries:
+        """What is taken: the entries, and of the next one the positions of `rest`."""
+        taken = self.entries.part(0, self.count + (self.rest > 0))
+        return replace(taken, length=np.append(taken.length[:-1], self.rest)) if self.rest else taken
 
 
 @dataclass(frozen=True)
@@ -205,23 +211,14 @@ class WindowPlanner:
     # -- packing ---------------------------------------------------------------------------------------------------
 
     def _pack(self, draws: Mapping[str, Draw]) -> PackPlan:
-        lengths, splittable, pictures = [], [], []
-        for draw in draws.values():
-            end = draw.count + (draw.rest > 0)
-            length = draw.entries.length[:end]
-            if draw.rest:
-                length = np.append(length[:-1], draw.rest)
-            lengths.append(length)
-            splittable.append(draw.entries.splittable[:end])
-            pictures.append(draw.entries.pictures[:end])
-        data = self.rules.data
+        pieces, data = _joined(draws), self.rules.data
         limited = data.max_pictures is not None
         return plan_packs(
-            np.concatenate(lengths) if lengths else np.zeros(0, np.int64),
+            pieces.length,
             self.rules.capacity,
-            images=np.concatenate(pictures) if limited and pictures else None,
-            image_capacity=data.max_pictures if limited and pictures else None,
-            splittable=np.concatenate(splittable) if splittable else None,
+            images=pieces.pictures if limited else None,
+            image_capacity=data.max_pictures,
+            splittable=pieces.splittable,
             long_documents="split",
             fill_holes=data.fill_holes and data.long_documents == "split",
             min_piece=data.min_piece,
@@ -237,9 +234,9 @@ class WindowPlanner:
         number: int,
     ) -> Window:
         names = self.mixture.names
-        ends = {name: draw.count + (draw.rest > 0) for name, draw in draws.items()}
-        entries = Entries.joined([draw.entries.part(0, ends[name]) for name, draw in draws.items()])
-        source = np.repeat([names.index(name) for name in draws], list(ends.values()))
+        taken = {name: draw.pieces for name, draw in draws.items()}
+        entries = _joined(draws)
+        source = np.repeat([names.index(name) for name in taken], [len(pieces) for pieces in taken.values()])
         rows = np.stack(
             [source[plan.document], entries.document[plan.document], entries.start[plan.document] + plan.start, plan.length],
             axis=1,
@@ -269,8 +266,8 @@ class WindowPlanner:
             behind=kept,
             planned_visual=np.array(planned) * amounts.positions.sum(axis=1),
             draws=draws,
-            lost={name: int(draw.entries.lost[: ends[name]].sum()) for name, draw in draws.items()},
-            cut={name: int(draw.entries.cut[: ends[name]].sum()) for name, draw in draws.items()},
+            lost={name: int(pieces.lost.sum()) for name, pieces in taken.items()},
+            cut={name: int(pieces.cut.sum()) for name, pieces in taken.items()},
         )
 
     def _by_pack(self, pack: Integers, source: Integers, values: Integers, packs: int) -> Integers:
@@ -278,6 +275,11 @@ class WindowPlanner:
         # sums of whole numbers below 2^53: exact in bincount's doubles
         table = np.bincount(pack * sources + source, weights=values, minlength=packs * sources)
         return table.astype(np.int64).reshape(packs, sources)
+
+
+def _joined(draws: Mapping[str, Draw]) -> Entries:
+    """What all draws take, source by source."""
+    return Entries.joined([draw.pieces for draw in draws.values()])
 
 
 def _rows(amounts: Amounts, order: Integers) -> Amounts:

@@ -13,7 +13,7 @@ from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.loading import from_map
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data.broken_pictures import BrokenPicture
-from megatron_vlm.data.documents import DocumentSource
+from megatron_vlm.data.documents import DocumentSource, Span
 from megatron_vlm.data.loader.batch_loader import BatchLoader
 from megatron_vlm.data.loader.dispatcher import LoaderFaults
 from megatron_vlm.data.loader.opening import maker_spec
@@ -46,18 +46,10 @@ class StepBatches:
     loader_faults: LoaderFaults
 
 
-def pack_shapes(plan: StepPlan) -> list[BatchShape]:
-    """What each pack of a step costs depends on."""
-    shape = plan.shape
-    return [
-        BatchShape(
-            shape.sequence_length,
-            tuple(span.length for span in pack),
-            sum(span.pictures for span in pack),
-            shape.image_size,
-        )
-        for pack in plan.packs
-    ]
+def batch_shape(spans: Sequence[Span], positions: int, image_size: int) -> BatchShape:
+    """What the cost of `spans` in so many positions depends on."""
+    pictures = sum(span.pictures for span in spans)
+    return BatchShape(positions, tuple(span.length for span in spans), pictures, image_size)
 
 
 class StepData:
@@ -136,13 +128,9 @@ class StepData:
             return None
         loaded_hook()
         self.plan, self._state = loaded.plan, loaded.plan.state
-        shapes = pack_shapes(loaded.plan)
-        whole = BatchShape(
-            sum(shape.positions for shape in shapes),
-            tuple(length for shape in shapes for length in shape.document_lengths),
-            sum(shape.pictures for shape in shapes),
-            loaded.plan.shape.image_size,
-        )
+        shape = loaded.plan.shape
+        spans = [span for pack in loaded.plan.packs for span in pack]
+        whole = batch_shape(spans, len(loaded.plan.packs) * shape.sequence_length, shape.image_size)
         batches, broken = self._without_broken(loaded.batches, loaded.plan) if whole.pictures else (loaded.batches, ())
         batches = [batch.to(self.topology.device) for batch in batches]
         return StepBatches(loaded.plan, batches, whole, waited, broken, loaded.faults)
@@ -170,7 +158,8 @@ class StepData:
 
     def share(self, plan: StepPlan) -> list[int]:
         """The packs of a step that this data-parallel rank computes, by number."""
-        return self.share_of(pack_shapes(plan), plan.shape.stage)
+        length, size = plan.shape.sequence_length, plan.shape.image_size
+        return self.share_of([batch_shape(pack, length, size) for pack in plan.packs], plan.shape.stage)
 
     def share_of(self, shapes: Sequence[BatchShape], stage: int) -> list[int]:
         """Every rank gets as many packs, and of like cost in all, so that none waits for another. Costs are operations, the

@@ -16,11 +16,13 @@ from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.pictures import PicturesConfig
 from megatron_vlm.config.steps import StepShape
 from megatron_vlm.data import micro_batch_arrays
+from megatron_vlm.data.broken_pictures import refuse
 from megatron_vlm.data.decoding.decoder import open_decoder
 from megatron_vlm.data.documents import DocumentSource, Span
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.indexed_writer import IndexedWriter
 from megatron_vlm.data.micro_batch import MicroBatch, MicroBatchMaker, make_micro_batch
+from megatron_vlm.data.micro_batch_arrays import ArrayMaker
 from megatron_vlm.data.opening import token_counts
 from megatron_vlm.data.preprocess import preprocess_conversations
 from megatron_vlm.data.tokenizer_training import train_bpe
@@ -60,7 +62,12 @@ PACKS = [[Span(1, 0, 0, 5), Span(0, 0, 0, 4)], [Span(1, 1, 0, 8), Span(0, 0, 4, 
 
 
 def batch(sources: list[DocumentSource], decode: bool = True, packs: list[list[Span]] = PACKS) -> MicroBatch:
-    return MicroBatchMaker(sources, TOKENS, decode)(packs, SHAPE)
+    """Broken pictures end it, as under `data.pictures.broken: stop`."""
+    decoder = open_decoder(PicturesConfig(decoder="pillow")) if decode else None
+    made = MicroBatchMaker(ArrayMaker(sources, TOKENS, decoder))(packs, SHAPE)
+    if made.broken:
+        raise refuse(made.broken[0], [str(source.reader.prefix) for source in sources])
+    return made
 
 
 def test_every_field(sources: list[DocumentSource]) -> None:
@@ -122,7 +129,7 @@ def test_ranks_without_an_encoder_know_the_slots_and_read_no_picture(sources: li
 def test_with_a_decoder_broken_pictures_are_grey_and_named(sources: list[DocumentSource]) -> None:
     decoder = open_decoder(PicturesConfig())
     packs = [[Span(1, 0, 0, 5), Span(1, 2, 0, 3)], [Span(1, 1, 0, 8)]]
-    made = MicroBatchMaker(sources, TOKENS, True, decoder=decoder)(packs, SHAPE)
+    made = MicroBatchMaker(ArrayMaker(sources, TOKENS, decoder))(packs, SHAPE)
     (broken,) = made.broken
     assert (broken.source, broken.document, broken.picture) == (1, 2, 1)
     assert sources[1].reader.image_bytes(broken.sequence) == b"damaged"
@@ -130,7 +137,7 @@ def test_with_a_decoder_broken_pictures_are_grey_and_named(sources: list[Documen
     assert made.pixels is not None
     assert made.pixels[:, 0, 0].tolist() == [[10, 0, 245], [128, 128, 128], [20, 0, 235], [30, 0, 225]]
     assert batch(sources, decode=False, packs=packs).broken == ()
-    whole = MicroBatchMaker(sources, TOKENS, True, decoder=decoder)(PACKS, SHAPE)
+    whole = MicroBatchMaker(ArrayMaker(sources, TOKENS, decoder))(PACKS, SHAPE)
     assert whole.broken == ()
     assert torch.equal(whole.pixels, batch(sources).pixels)  # type: ignore[arg-type]
 
@@ -185,7 +192,7 @@ def test_a_dataset_of_another_tokenizer_is_named(tmp_path: Path, monkeypatch, na
     if not native:
         monkeypatch.setattr(micro_batch_arrays, "native_operators", lambda: None)
     source = DocumentSource("wrong", IndexedReader(tmp_path / "wrong"), TOKENS, IMAGE_TOKENS)
-    maker = MicroBatchMaker([source], TOKENS, False)
+    maker = MicroBatchMaker(ArrayMaker([source], TOKENS, None))
     assert maker([[Span(0, 0, 0, 2)]], SHAPE).tokens[0, :2].tolist() == [5, 6]
     with pytest.raises(DataError, match=f"wrong, document 1: {message}"):
         maker([[Span(0, 0, 0, 2), Span(0, 1, 0, 2)]], SHAPE)
@@ -227,7 +234,7 @@ def test_a_users_turn_is_read_and_the_assistants_learnt(tmp_path: Path) -> None:
     source = DocumentSource("d", IndexedReader(tmp_path / "d"), counts, IMAGE_TOKENS, tokenizer.fingerprint)
     positions = int(source.lengths(np.arange(1)).positions[0])
     shape = replace(SHAPE, sequence_length=positions)
-    made = MicroBatchMaker([source], counts, True)([[Span(0, 0, 0, positions)]], shape)
+    made = MicroBatchMaker(ArrayMaker([source], counts, open_decoder(PicturesConfig())))([[Span(0, 0, 0, positions)]], shape)
     learnt = made.labels[0][made.loss_mask[0] == 1].tolist()
     assert tokenizer.decode(learnt).strip() == "two circles\n<|endoftext|>"
     assert made.pictures == 1

@@ -47,7 +47,7 @@ TEXT = StageConfig(sources={"text": 1.0})
 def check_every_position_once(planner: PackPlanner, name: str, spans: Sequence[Span]) -> None:
     """What was trained and what was drawn and waits are the documents in their order, each position as often as it came."""
     source, upcoming = planner.sources[name], planner.upcoming[name]
-    passed, offset = planner.place_after(name)
+    passed, offset, _ = planner.standing_after(name)
     count = source.reader.document_count
     known = source.lengths(np.arange(count))
     times = np.bincount(

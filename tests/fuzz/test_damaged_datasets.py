@@ -17,6 +17,7 @@ from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.data.checksums import describe_checksums, file_digests
 from megatron_vlm.data.documents import DocumentSource
 from megatron_vlm.data.indexed_reader import IndexedReader
+from megatron_vlm.data.indexed_views import IndexedViews
 from megatron_vlm.data.indexed_writer import IndexedWriter
 from megatron_vlm.data.validation import validate_dataset
 from megatron_vlm.errors import DataError
@@ -141,9 +142,7 @@ def read_as_training_does(reader: IndexedReader, verified: bool) -> None:
             except DataError:
                 continue
     else:
-        source = DocumentSource.__new__(DocumentSource)
-        source.reader, source.image_tokens, source.facts, source._indexed = reader, 2, None, {}
-        indexed = source.indexed_at(2)
+        indexed = IndexedViews(reader, None).at(2)
     assert indexed is not None
     ids = {"image_token_id": 1, "pad_id": 2, "eod_id": 0, "vocab_size": 300}
     for document in range(min(reader.document_count, 4)):

@@ -88,7 +88,7 @@ def test_it_is_the_numpy_path(case) -> None:
         assert native is not None
         shape = StepShape(0, LENGTH, 1, 1, 4, 1, image_tokens)
         found, pictures = maker._assemble(native, spans, shape, None)
-        expected, places = maker._assemble_reference(native, spans, shape, None)
+        expected, places = maker._assemble_reference(spans, shape, None)
         for field in dataclasses.fields(found):
             one, other = getattr(found, field.name), getattr(expected, field.name)
             np.testing.assert_array_equal(one, other, err_msg=field.name)
@@ -101,7 +101,9 @@ def test_the_fast_path_is_the_one_that_is_taken(tmp_path: Path, monkeypatch) -> 
     calls = []
     real = micro_batch_arrays.assemble_spans
     monkeypatch.setattr(micro_batch_arrays, "assemble_spans", lambda *a, **k: calls.append(a) or real(*a, **k))
-    made = MicroBatchMaker([source], TOKENS, True)([[Span(0, 0, 0, 2)]], StepShape(0, LENGTH, 1, 1, 4, 1, 2))
+    made = MicroBatchMaker(micro_batch_arrays.ArrayMaker([source], TOKENS, None))(
+        [[Span(0, 0, 0, 2)]], StepShape(0, LENGTH, 1, 1, 4, 1, 2)
+    )
     assert made.tokens[0, :3].tolist() == [5, 6, TOKENS.pad_id]
     assert isinstance(made.tokens, torch.Tensor)
     assert len(calls) == 1

@@ -22,8 +22,8 @@ from megatron_vlm.data.loader.dispatcher import (
 from megatron_vlm.data.loader.messages import MakerSpec
 from megatron_vlm.data.loader.opening import open_maker
 from megatron_vlm.data.loader.slots import SharedSlots, SlotLayout, slots_needed
-from megatron_vlm.data.micro_batch import MicroBatch, as_tensors, pinned_buffers
-from megatron_vlm.data.micro_batch_arrays import MicroBatchArrays, MicroBatchMemory
+from megatron_vlm.data.micro_batch import MicroBatch, MicroBatchMaker, as_tensors
+from megatron_vlm.data.micro_batch_arrays import MicroBatchArrays
 from megatron_vlm.data.step_plan import StepPlan
 
 Share = Callable[[StepPlan], list[int]]
@@ -78,7 +78,7 @@ class BatchLoader:
         pin_memory: bool = False,
         say: Callable[[str], None] = say_to_stderr,
     ) -> None:
-        self.config, self._plans, self._share, self._pin_memory = config, plans, share, pin_memory
+        self.config, self._plans, self._share = config, plans, share
         self._dispatcher: Dispatcher | None = None
         self._in_training: StepWork | None = None
         self._pinned: int | None = None
@@ -88,7 +88,7 @@ class BatchLoader:
                 self._pinned = _pin(self._slots)
             self._dispatcher = Dispatcher(spec, self._slots, plans, share, config, say)
         else:
-            self._make = open_maker(spec)
+            self._make = MicroBatchMaker(open_maker(spec), pin_memory)
 
     def __iter__(self) -> Iterator[LoadedStep]:
         return self
@@ -103,8 +103,7 @@ class BatchLoader:
         begun = time.perf_counter()
         if self._dispatcher is None:
             plan = next(self._plans)
-            cut = cut_packs(plan, self._share(plan))
-            batches = [as_tensors(self._make(packs, plan.shape, self._new_memory(packs, plan.shape))) for packs in cut]
+            batches = [self._make(packs, plan.shape) for packs in cut_packs(plan, self._share(plan))]
             return LoadedStep(plan, batches, time.perf_counter() - begun, LoaderFaults())
         if self._in_training is not None:
             self._dispatcher.release(self._in_training)
@@ -113,9 +112,6 @@ class BatchLoader:
         waited = time.perf_counter() - begun
         self._in_training = step
         return LoadedStep(step.plan, [self._wrap(work) for work in step.work], waited, self._dispatcher.faults)
-
-    def _new_memory(self, packs: Sequence[object], shape: StepShape) -> MicroBatchMemory:
-        return MicroBatchMemory(pinned_buffers(len(packs) * shape.sequence_length) if self._pin_memory else None)
 
     def _wrap(self, work: MicroBatchWork) -> MicroBatch:
         """A slot as tensors, without a copy."""

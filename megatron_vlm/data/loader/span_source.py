@@ -9,11 +9,11 @@ from pathlib import Path
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.data.documents import DocumentSource
 from megatron_vlm.data.indexed_reader import IndexedReader
+from megatron_vlm.data.indexed_views import IndexedViews
 from megatron_vlm.data.sequence_facts import open_sequence_facts
 from megatron_vlm.errors import DataError
 from megatron_vlm.ops.assemble import Segment
 from megatron_vlm.ops.assemble_spans import IndexedSource
-from megatron_vlm.ops.native import native_operators
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +35,10 @@ class SpanReader:
         """Raises DataError where the dataset is gone or damaged."""
         self.place, self.token_counts = place, tokens
         self.reader = IndexedReader(Path(place.prefix))
-        self._facts = open_sequence_facts(self.reader.prefix, self.reader.sequence_count)
-        self._indexed: dict[int, IndexedSource] = {}
+        self._views = IndexedViews(self.reader, open_sequence_facts(self.reader.prefix, self.reader.sequence_count))
 
     def indexed_at(self, image_tokens: int) -> IndexedSource | None:
-        native = native_operators()
-        if native is None:
-            return None
-        if image_tokens not in self._indexed:
-            reader = self.reader
-            index = (reader.sequence_lengths, reader.sequence_pointers, reader.document_indices, reader.modes)
-            self._indexed[image_tokens] = IndexedSource(native, reader.data, reader.dtype, *index, image_tokens, self._facts)
-        return self._indexed[image_tokens]
+        return self._views.at(image_tokens)
 
     @cached_property
     def _documents(self) -> DocumentSource:
