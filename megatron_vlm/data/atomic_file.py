@@ -14,11 +14,7 @@ def partial_path(final: Path) -> Path:
 def commit(final: Path) -> None:
     """Flush the partial file of `final` to disk and give it its name, replacing what had it before."""
     partial = partial_path(final)
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_file(partial)
     os.replace(partial, final)
     sync_folder(final.parent)
 
@@ -36,6 +32,15 @@ def write_text(final: Path, text: str) -> None:
     except BaseException:
         discard(final)
         raise
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file's bytes to the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

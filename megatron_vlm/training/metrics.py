@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any, TextIO
+
+from megatron_vlm.data import atomic_file
 
 
 class MetricsLog:
@@ -38,12 +39,7 @@ class MetricsLog:
             measured = record.get("kind") == "eval" and record["step"] == first_step > 0
             if record.get("step", 0) < first_step or measured:
                 kept.append(line + "\n")
-        aside = self.path.with_suffix(".jsonl.partial")
-        with aside.open("w", encoding="utf-8") as file:
-            file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.rename(self.path)
+        atomic_file.write_text(self.path, "".join(kept))
 
     def write(self, record: dict[str, Any]) -> None:
         """`record` has `step` (updates made before it, from 0), `kind` and numbers; nested maps become board paths."""

@@ -19,6 +19,7 @@ from megatron_vlm.data.documents import Span
 from megatron_vlm.data.loader.messages import FailedReply, MadeReply, MakerSpec, MicroBatchJob, ReadyReply, Reply, WorkerTask
 from megatron_vlm.data.loader.slots import SharedSlots
 from megatron_vlm.data.loader.worker_process import IN_HAND, WorkerProcess
+from megatron_vlm.data.named_documents import documents_by_source, named_documents
 from megatron_vlm.data.step_plan import StepPlan
 from megatron_vlm.errors import DataError, UserError
 
@@ -29,7 +30,6 @@ MOST_DEATHS = 3
 _TICK = 1.0
 #: seconds that a worker may take to start, on a busy machine or from a slow disk
 _START_SECONDS = 60.0
-_DOCUMENTS_NAMED = 12
 
 
 def cut_packs(plan: StepPlan, share: Sequence[int]) -> list[list[tuple[Span, ...]]]:
@@ -312,17 +312,8 @@ class Dispatcher:
 
     def _documents(self, work: MicroBatchWork) -> str:
         """The documents of a micro-batch, by dataset."""
-        found: dict[int, list[int]] = {}
-        for pack in work.packs:
-            for span in pack:
-                found.setdefault(span.source, []).append(span.document)
-        told = []
-        for source, documents in found.items():
-            numbers = sorted(set(documents))
-            more = f" and {len(numbers) - _DOCUMENTS_NAMED} more" if len(numbers) > _DOCUMENTS_NAMED else ""
-            named = ", ".join(map(str, numbers[:_DOCUMENTS_NAMED]))
-            told.append(f"{self.spec.sources[source].prefix}: documents {named}{more}")
-        return "; ".join(told)
+        prefixes = [source.prefix for source in self.spec.sources]
+        return named_documents(documents_by_source(work.packs, prefixes), between=": documents ")
 
 
 def _ordinal(number: int) -> str:

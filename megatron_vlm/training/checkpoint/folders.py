@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -193,12 +192,3 @@ def remove_partial(folder: Path) -> None:
             shutil.rmtree(path)
     with contextlib.suppress(OSError):
         atomic_file.discard(folder / LATEST)
-
-
-def sync_file(path: Path) -> None:
-    """Flush a file's bytes to the disk. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

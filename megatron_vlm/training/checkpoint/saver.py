@@ -27,7 +27,6 @@ from megatron_vlm.training.checkpoint.folders import (
     prune,
     publish,
     step_folder,
-    sync_file,
 )
 from megatron_vlm.training.checkpoint.planned import PlannedSave
 from megatron_vlm.training.checkpoint.state import SHARDING, saved_state
@@ -228,10 +227,10 @@ class Saver:
             large = {Path(path).name: checksum for _, files, _ in gathered for path, checksum in files.items()}
             small = [path for path in sorted(partial.iterdir()) if path.name not in large]
             for path in small:
-                sync_file(path)
+                atomic_file.sync_file(path)
             checksums = {**large, **{path.name: checksum_of(path) for path in small}}
             (partial / CHECKSUM_FILE).write_text(checksum_text(checksums), encoding="utf-8")
-            sync_file(partial / CHECKSUM_FILE)
+            atomic_file.sync_file(partial / CHECKSUM_FILE)
             atomic_file.sync_folder(partial)
             publish(partial, pending.final)
         except _FAILURES as error:

@@ -8,9 +8,9 @@ from typing import Any
 
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data.documents import Span
+from megatron_vlm.data.named_documents import documents_by_source, named_documents
 from megatron_vlm.training.engine import Engine
 from megatron_vlm.training.faults.bad_steps import BadStepDetector
-from megatron_vlm.training.faults.documents import documents_by_source, named_documents
 from megatron_vlm.training.faults.exit_codes import EXIT_BAD_STEPS
 from megatron_vlm.training.faults.rewind import last_checkpoint, rewind
 from megatron_vlm.training.step import StepResult

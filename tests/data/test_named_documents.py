@@ -1,9 +1,9 @@
-"""A bad step's documents: every one in the record, a few in the line."""
+"""Documents of packs: every one in a record, a few in a line."""
 
 from __future__ import annotations
 
 from megatron_vlm.data.documents import Span
-from megatron_vlm.training.faults.documents import documents_by_source, named_documents
+from megatron_vlm.data.named_documents import documents_by_source, named_documents
 
 
 def test_documents_are_named_once_by_source() -> None:

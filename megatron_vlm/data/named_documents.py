@@ -1,16 +1,16 @@
-"""The documents of a global batch by source, for the record of a step that was bad."""
+"""The documents of packs by source, for the record of what went wrong with them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from megatron_vlm.data.documents import Span
 
-#: documents of a source that a line of the log names; the record has all
+#: documents of a source that a line of the log names; a record has all
 _NAMED = 12
 
 
-def documents_by_source(packs: Sequence[Sequence[Span]], names: Sequence[str]) -> dict[str, list[int]]:
+def documents_by_source(packs: Iterable[Sequence[Span]], names: Sequence[str]) -> dict[str, list[int]]:
     """Source -> the numbers of its documents in `packs`, ascending, each once. `names` are the sources by index."""
     found: dict[str, set[int]] = {}
     for pack in packs:
@@ -19,10 +19,10 @@ def documents_by_source(packs: Sequence[Sequence[Span]], names: Sequence[str]) -
     return {name: sorted(found[name]) for name in names if name in found}
 
 
-def named_documents(documents: dict[str, list[int]]) -> str:
-    """`text 3, 17, 20 and 40 more; captions 5`, of bounded length."""
+def named_documents(documents: dict[str, list[int]], between: str = " ") -> str:
+    """`text 3, 17, 20 and 40 more; captions 5`, of bounded length; `between` stands between a name and its numbers."""
     parts = []
     for name, numbers in documents.items():
         more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
-        parts.append(f"{name} {', '.join(str(number) for number in numbers[:_NAMED])}{more}")
+        parts.append(f"{name}{between}{', '.join(str(number) for number in numbers[:_NAMED])}{more}")
     return "; ".join(parts)
