@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -43,12 +44,22 @@ def end_process(accused: Accused) -> None:
             return
         if process.status() != psutil.STATUS_STOPPED and _gone(process):
             return
-        process.send_signal(signal.SIGABRT)
+        _abort_main_thread(process)
         process.send_signal(signal.SIGCONT)
         if not _gone(process):
             process.kill()
     except psutil.Error:  # it has ended, or is not ours
         return
+
+
+def _abort_main_thread(process: psutil.Process) -> None:
+    """SIGABRT to its main thread where the C library can: a stopped one then answers from where it stands.
+
+    To the process as a whole, any thread may take it, and the main thread be somewhere else before the stacks are written.
+    """
+    tgkill = getattr(ctypes.CDLL(None), "tgkill", None)
+    if tgkill is None or tgkill(process.pid, process.pid, signal.SIGABRT) != 0:
+        process.send_signal(signal.SIGABRT)
 
 
 def _gone(process: psutil.Process) -> bool:
