@@ -1,6 +1,6 @@
 """Planning packs: seconds of CPU, and how much of the packs is padding, against the least possible and next-fit.
 
-  python benchmarks/bench_packing.py [--documents 1000000] [--capacities 4096 8192] [--window 10000] [--ranks 64]
+  python benchmarks/bench_packing.py [--documents 1000000] [--capacities 4096 8192] [--ranks 64]
                                      [--micro-batches 8] [--balance-window 8] [--fill] [--runs 7] [--json FILE]
 
 Two mixes of prose (lognormal lengths) and captioned pictures (576 positions and a caption of 10 to 79 words): in one,
@@ -29,7 +29,6 @@ from measuring import measure, parser, report, table
 from megatron_vlm.ops.native import native_operators
 from megatron_vlm.ops.pack_balance import CostModel, balance_packs, pack_costs
 from megatron_vlm.ops.pack_plan import PackPlan, lower_bound, plan_packs
-from megatron_vlm.ops.pack_stream import PackWindow
 
 MIXES = {"prose and pictures": (0.3, 500.0), "mostly pictures": (0.15, 600.0)}
 COST = CostModel(per_token=6e9, per_squared_length=12 * 24 * 2048, per_patch=2.4e9)
@@ -104,15 +103,6 @@ def trl_packs(lengths: np.ndarray, capacity: int, runs: int) -> dict[str, Any]:
     return {"packs": packs, "timings": timings}
 
 
-def windowed(lengths: np.ndarray, prose: np.ndarray, capacity: int, fill: bool, window: int) -> tuple[int, float]:
-    """Packs of the stream, and seconds."""
-    packs, start = PackWindow(capacity, window=window, fill_holes=fill), time.process_time()
-    count = 0
-    for at in range(0, len(lengths), window):
-        count += sum(p.packs for p in packs.add(lengths[at : at + window], splittable=prose[at : at + window]))
-    return count + packs.finish().packs, time.process_time() - start
-
-
 def filled(lengths: np.ndarray, prose: np.ndarray, capacity: int, args: Any) -> dict[str, Any]:
     def plan(fill: bool) -> PackPlan:
         return plan_packs(lengths, capacity, splittable=prose, fill_holes=fill)
@@ -122,15 +112,12 @@ def filled(lengths: np.ndarray, prose: np.ndarray, capacity: int, args: Any) -> 
     for name, fill in (("holes left", False), ("holes filled", True)):
         made = plan(fill)
         total = int(made.length.sum())
-        packs, taken = windowed(lengths, prose, capacity, fill, args.window)
         waste = 100 - percent_full(total, made.packs, capacity)
-        by_window = 100 - percent_full(total, packs, capacity)
         print(
             f"  {name}, long prose split: {waste:.4f} % waste, {made.cut} documents cut, shortest piece of those "
-            f"{made.length[made.start > 0].min(initial=capacity)}; "
-            f"windows of {args.window}: {by_window:.4f} % ({taken:.2f} s)"
+            f"{made.length[made.start > 0].min(initial=capacity)}"
         )
-        result[name] = {"waste": waste, "cut": made.cut, "windowed_waste": by_window, "windowed_seconds": taken}
+        result[name] = {"waste": waste, "cut": made.cut}
     print(f"  holes filled takes {seconds:.2f} s")
     return result
 
@@ -177,7 +164,6 @@ def main() -> None:
     arguments.add_argument("--documents", type=int, default=1_000_000, help="(default: %(default)s)")
     arguments.add_argument("--capacities", type=int, nargs="+", default=[4096, 8192], help="(default: %(default)s)")
     arguments.add_argument("--peer-documents", type=int, default=100_000, help="given to trl (default: %(default)s)")
-    arguments.add_argument("--window", type=int, default=10_000, help="documents planned together (default: %(default)s)")
     arguments.add_argument("--ranks", type=int, default=64, help="data-parallel ranks (default: %(default)s)")
     arguments.add_argument("--micro-batches", type=int, default=8, help="of a rank in a step (default: %(default)s)")
     arguments.add_argument("--balance-window", type=int, default=8, help="steps that share packs (default: %(default)s)")

@@ -80,10 +80,10 @@ def main() -> None:
                     schedule=ScheduleConfig(global_batch_size=args.batch, train_steps=-(-args.packs // args.batch)),
                 )
                 planner = PackPlanner(sources, config)
-                start = time.perf_counter()
+                begun = time.perf_counter()
                 for plan in planner.plans():
                     count = plan.report
-                rates.append(config.total_packs / (time.perf_counter() - start))
+                rates.append(config.total_packs / (time.perf_counter() - begun))
             padding = count.padded / (count.padded + sum(count.source_tokens.values()))
             visual = count.achieved_visual_share
             rate = sorted(rates)[len(rates) // 2]
@@ -97,14 +97,26 @@ def main() -> None:
 
 def window(sources: dict[str, DocumentSource], args: argparse.Namespace) -> dict[str, object]:
     """CPU seconds of planning one window that takes about as many documents as there are, again and again."""
-    stages = (StageConfig(sources={"text": 0.75, "captions": 0.25}, measure="visual_tokens"),)
     mean = 0.5 * sum(source.mean_positions() for source in sources.values())
     packs = int(args.documents * mean / args.sequence_length)
-    data = DataConfig(sequence_length=args.sequence_length, window_packs=packs)
-    schedule = ScheduleConfig(global_batch_size=packs, train_steps=args.runs + 2)
-    planner = PackPlanner(sources, RunConfig(model=MODEL, data=data, curriculum=CurriculumConfig(stages), schedule=schedule))
+    _, documents = _windows(sources, args.sequence_length, packs, 1)  # of shares by tokens, more are short ones
+    times, documents = _windows(sources, args.sequence_length, packs * args.documents // documents, args.runs + 1)
+    middle = sorted(times[1:])[args.runs // 2]  # the first one fills caches
+    print(f"a window of {documents} documents: {1000 * middle:.0f} ms of CPU ({1e9 * middle / documents:.0f} ns a document)")
+    return {"documents": documents, "seconds": times[1:]}
+
+
+def _windows(sources: dict[str, DocumentSource], length: int, packs: int, count: int) -> tuple[list[float], int]:
+    """CPU seconds of each of `count` windows of `packs` packs, and the documents of the last."""
+    config = RunConfig(
+        model=MODEL,
+        data=DataConfig(sequence_length=length, window_packs=packs),
+        curriculum=CurriculumConfig((StageConfig(sources={"text": 0.75, "captions": 0.25}, measure="visual_tokens"),)),
+        schedule=ScheduleConfig(global_batch_size=packs, train_steps=count + 1),
+    )
+    planner = PackPlanner(sources, config)
     times, documents = [], 0
-    for _ in range(args.runs + 1):  # the first one fills caches
+    for _ in range(count):
         begun = time.process_time()
         assert planner._begin_window()
         times.append(time.process_time() - begun)
@@ -112,9 +124,7 @@ def window(sources: dict[str, DocumentSource], args: argparse.Namespace) -> dict
         documents = sum(draw.count for draw in planner._window.draws.values())
         planner._taken = planner._window.packs
         planner._finish_window()
-    middle = sorted(times[1:])[args.runs // 2]
-    print(f"a window of {documents} documents: {1000 * middle:.0f} ms of CPU ({1e9 * middle / documents:.0f} ns a document)")
-    return {"documents": documents, "seconds": times[1:]}
+    return times, documents
 
 
 def start(folder: Path, args: argparse.Namespace) -> dict[str, object]:

@@ -59,6 +59,18 @@ py::tuple bound_group(const Integers& pack, std::int64_t packs) {
   return py::make_tuple(to_numpy(std::move(grouping.items)), to_numpy(std::move(grouping.starts)));
 }
 
+py::tuple bound_order_in_packs(const Integers& pack, const Integers& document, const Integers& start, std::int64_t packs) {
+  const auto count = length_of(pack);
+  const std::int64_t* documents = with_length(document, count);
+  const std::int64_t* starts = with_length(start, count);
+  Grouping grouping;
+  {
+    py::gil_scoped_release release;
+    grouping = order_in_packs(pack.data(), documents, starts, count, packs);
+  }
+  return py::make_tuple(to_numpy(std::move(grouping.items)), to_numpy(std::move(grouping.starts)));
+}
+
 py::tuple bound_fill(const Integers& document, const Integers& start, const Integers& length,
                      const Array<bool>& splittable, const Integers& pack, std::int64_t packs, std::int64_t capacity,
                      std::int64_t min_piece) {
@@ -74,6 +86,7 @@ py::tuple bound_fill(const Integers& document, const Integers& start, const Inte
     std::vector<Piece> pieces(count);
     for (py::ssize_t i = 0; i < count; ++i) pieces[i] = {document.data()[i], starts[i], lengths[i], may_split[i]};
     filled = fill_pack_holes(pieces, {{in_pack, in_pack + count}, packs}, capacity, min_piece);
+    for (auto* column : {&documents, &new_starts, &new_lengths}) column->reserve(filled.pieces.size());
     for (const Piece& piece : filled.pieces) {
       documents.push_back(piece.document);
       new_starts.push_back(piece.start);
@@ -124,6 +137,9 @@ void bind_pack_plan(py::module_& module) {
              "Best fit in the given order within three budgets; return (pack of each item, number of packs).");
   module.def("group_by_pack", &bound_group, py::arg("pack").noconvert(), py::arg("packs"),
              "Return (items by pack, where each pack starts and the end).");
+  module.def("order_in_packs", &bound_order_in_packs, py::arg("pack").noconvert(), py::arg("document").noconvert(),
+             py::arg("start").noconvert(), py::arg("packs"),
+             "Return (pieces by pack, document and start, where each pack starts and the end).");
   module.def("fill_pack_holes", &bound_fill, py::arg("document").noconvert(), py::arg("start").noconvert(),
              py::arg("length").noconvert(), py::arg("splittable").noconvert(), py::arg("pack").noconvert(),
              py::arg("packs"), py::arg("capacity"), py::arg("min_piece"),

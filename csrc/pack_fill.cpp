@@ -46,10 +46,11 @@ class Filling {
   Filling(std::vector<Piece> pieces, const Placement& placement, std::int64_t capacity, std::int64_t min_piece)
       : pieces_(std::move(pieces)), pack_(placement.pack), capacity_(capacity), min_piece_(min_piece), store_(capacity) {}
 
-  // The hole of `pack`, filled as far as the store can; `held` are its splittable pieces.
-  void fill(std::int64_t pack, std::int64_t hole, std::vector<Index> held) {
+  // The hole of `pack`, filled as far as the store can; `held` are its splittable pieces, and is left in disorder.
+  void fill(std::int64_t pack, std::int64_t hole, std::vector<Index>& held) {
     const auto longer = [this](Index a, Index b) { return pieces_[a].length > pieces_[b].length; };
-    std::stable_sort(held.begin(), held.end(), longer);
+    // by insertion: they are few, and std::stable_sort would allocate for each pack
+    for (auto at = held.begin(); at != held.end(); ++at) std::rotate(std::upper_bound(held.begin(), at, *at, longer), at, at + 1);
     while (hole > 0) {
       if (store_.has(hole)) {
         place(pack, store_.take(hole));
@@ -185,13 +186,14 @@ FilledPacks fill_pack_holes(const std::vector<Piece>& pieces, const Placement& p
     holes[pack] = 0;  // nothing to fill any more
     --superfluous;
   }
+  std::vector<Index> held;
   for (const std::int64_t pack : sorted) {
     if (holes[pack] == 0) continue;
-    std::vector<Index> held;
+    held.clear();
     each(pack, [&](Index piece) {
       if (pieces[piece].splittable) held.push_back(piece);
     });
-    filling.fill(pack, holes[pack], std::move(held));
+    filling.fill(pack, holes[pack], held);
   }
   FilledPacks result = filling.finish(placement.packs);
   if (result.placement.packs > placement.packs) return {pieces, placement};

@@ -1,6 +1,8 @@
 #include "pack_plan.h"
 
+#include <algorithm>
 #include <stdexcept>
+#include <tuple>
 
 #include "length_set.h"
 
@@ -93,6 +95,17 @@ Grouping group_by_pack(const std::int64_t* pack, std::int64_t count, std::int64_
   result.items.resize(count);
   for (std::int64_t i = 0; i < count; ++i) result.items[next[pack[i]]++] = i;
   result.starts.resize(packs + 1);
+  return result;
+}
+
+Grouping order_in_packs(const std::int64_t* pack, const std::int64_t* document, const std::int64_t* start,
+                        std::int64_t count, std::int64_t packs) {
+  Grouping result = group_by_pack(pack, count, packs);
+  const auto earlier = [document, start](std::int64_t a, std::int64_t b) {
+    return std::tie(document[a], start[a], a) < std::tie(document[b], start[b], b);
+  };
+  const auto begin = result.items.begin();
+  for (std::int64_t p = 0; p < packs; ++p) std::sort(begin + result.starts[p], begin + result.starts[p + 1], earlier);
   return result;
 }
 

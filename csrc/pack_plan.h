@@ -44,6 +44,10 @@ struct Grouping {
 
 Grouping group_by_pack(const std::int64_t* pack, std::int64_t count, std::int64_t packs);
 
+// The same, but pieces of a pack by document and start, and those equal in both by their place.
+Grouping order_in_packs(const std::int64_t* pack, const std::int64_t* document, const std::int64_t* start,
+                        std::int64_t count, std::int64_t packs);
+
 // A document or a piece of one: positions start up to start + length.
 struct Piece {
   std::int64_t document;

@@ -237,21 +237,18 @@ class WindowPlanner:
         taken = {name: draw.pieces for name, draw in draws.items()}
         entries = _joined(draws)
         source = np.repeat([names.index(name) for name in taken], [len(pieces) for pieces in taken.values()])
-        rows = np.stack(
-            [source[plan.document], entries.document[plan.document], entries.start[plan.document] + plan.start, plan.length],
-            axis=1,
-        )
-        begins = entries.begins[plan.document] * (plan.start == 0)
-        visual = entries.visual[plan.document] * (plan.start == 0)
-        pictures = entries.pictures[plan.document] * (plan.start == 0)
+        of, whole = plan.document, plan.start == 0
+        begins, visual, pictures = (column[of] * whole for column in (entries.begins, entries.visual, entries.pictures))
+        source = source[of]
+        rows = np.stack([source, entries.document[of], entries.start[of] + plan.start, plan.length, pictures], axis=1)
         first = shuffled(np.arange(plan.packs, dtype=np.int64), f"{self.seed}:window:{number}")
-        pack = np.repeat(np.arange(plan.packs), np.diff(plan.pack_starts))
-        amounts = Amounts(*(self._by_pack(pack, rows[:, 0], values, plan.packs) for values in (rows[:, 3], visual, begins)))
+        place = np.repeat(np.arange(plan.packs) * len(names), np.diff(plan.pack_starts)) + source
+        amounts = Amounts(*(self._by_pack(place, values, plan.packs) for values in (plan.length, visual, begins)))
         amounts = _rows(amounts, first)
         capacity = self.rules.capacity
         given, bases, shares = self.mixture.amounts(amounts), self.mixture.bases(amounts), shares[: plan.packs]
         order, _ = order_packs(given, bases, shares, behind, self.mixture.pack_of(capacity))
-        amounts, given, bases = _rows(amounts, order), given[order], bases[order]
+        amounts, given, bases = _rows(amounts, order), given.take(order, axis=0), bases.take(order, axis=0)
         first = first[order]
         moves = shares * bases - given * WHOLE_SHARE
         kept = np.concatenate([behind[None], behind + np.cumsum(moves, axis=0)])
@@ -260,7 +257,7 @@ class WindowPlanner:
         one = self.mixture.config.ramp == "constant"
         planned = [self.mixture.planned_visual_share(float(place)) for place in places[: 1 if one else plan.packs]]
         return Window(
-            spans=np.column_stack([rows, pictures])[pieces],
+            spans=rows.take(pieces, axis=0),
             starts=np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]),
             amounts=amounts,
             behind=kept,
@@ -270,10 +267,11 @@ class WindowPlanner:
             cut={name: int(pieces.cut.sum()) for name, pieces in taken.items()},
         )
 
-    def _by_pack(self, pack: Integers, source: Integers, values: Integers, packs: int) -> Integers:
+    def _by_pack(self, place: Integers, values: Integers, packs: int) -> Integers:
+        """Sums over the pieces of each pack and source, int64[packs, sources]; `place` is pack * sources + source."""
         sources = len(self.mixture.names)
         # sums of whole numbers below 2^53: exact in bincount's doubles
-        table = np.bincount(pack * sources + source, weights=values, minlength=packs * sources)
+        table = np.bincount(place, weights=values, minlength=packs * sources)
         return table.astype(np.int64).reshape(packs, sources)
 
 
@@ -283,4 +281,4 @@ def _joined(draws: Mapping[str, Draw]) -> Entries:
 
 
 def _rows(amounts: Amounts, order: Integers) -> Amounts:
-    return Amounts(amounts.positions[order], amounts.visual[order], amounts.documents[order])
+    return Amounts(*(rows.take(order, axis=0) for rows in (amounts.positions, amounts.visual, amounts.documents)))

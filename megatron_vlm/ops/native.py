@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 #: the `INTERFACE` of csrc/module.cpp that this package was written against
-EXPECTED_INTERFACE = 5
+EXPECTED_INTERFACE = 6
 
 Integers = npt.NDArray[np.int64]
 
@@ -84,6 +84,10 @@ class NativeOperators(Protocol):
     ) -> tuple[Integers, int]: ...
 
     def group_by_pack(self, pack: Integers, packs: int) -> tuple[Integers, Integers]: ...
+
+    def order_in_packs(
+        self, pack: Integers, document: Integers, start: Integers, packs: int
+    ) -> tuple[Integers, Integers]: ...
 
     def fill_pack_holes(
         self,

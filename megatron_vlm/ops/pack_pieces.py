@@ -1,13 +1,12 @@
-"""Documents, whole or in pieces, on their way into packs: what `pack_plan` and `pack_stream` share.
+"""Documents, whole or in pieces, on their way into packs.
 
 Checks and the handling of over-long documents are here, in numpy and once; placing is native, or the reference's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -68,16 +67,9 @@ class Documents:
     picture_end: Integers
 
 
-#: the columns of `Pieces`
-COLUMNS = ("document", "start", "length", "patches", "images", "splittable")
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Pieces:
-    """Documents or parts of them: int64[k] each, but bool[k] for `splittable`. A part holds no picture.
-
-    `untouched` is set where they are documents 0 to k - 1, all whole: then there is less to copy.
-    """
+    """Documents or parts of them: int64[k] each, but bool[k] for `splittable`. A part holds no picture."""
 
     document: Integers
     start: Integers
@@ -85,18 +77,6 @@ class Pieces:
     patches: Integers
     images: Integers
     splittable: Booleans
-    untouched: bool = False
-
-    def take(self, index: npt.NDArray[np.intp] | Integers | Booleans) -> Pieces:
-        return as_pieces(getattr(self, name)[index] for name in COLUMNS)
-
-    def followed_by(self, other: Pieces) -> Pieces:
-        return as_pieces(np.concatenate([getattr(self, name), getattr(other, name)]) for name in COLUMNS)
-
-
-def as_pieces(columns: Iterable[Any]) -> Pieces:
-    """Make pieces of arrays in the order of `COLUMNS`."""
-    return Pieces(*columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,27 +92,15 @@ class Losses:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packed:
-    """Pieces by pack, inside a pack by document and start.
+    """Pieces by pack, inside a pack by document and start; int64[k] each.
 
-    Pack p holds pieces order[starts[p]] up to order[starts[p + 1]]; where `order` is None they are in this order already.
+    Pack p holds pieces starts[p] up to starts[p + 1] - 1; `starts` is int64[packs + 1].
     """
 
-    pieces: Pieces
-    order: Integers | None
+    document: Integers
+    start: Integers
+    length: Integers
     starts: Integers
-
-    def in_order(self) -> Pieces:
-        """Every column by pack."""
-        return self.pieces if self.order is None else self.pieces.take(self.order)
-
-    def placed(self) -> tuple[Integers, Integers, Integers]:
-        """The columns document, start and length by pack: most of the time of a plan goes into copying columns."""
-        pieces = self.pieces
-        if self.order is None:
-            return pieces.document, pieces.start, pieces.length
-        if pieces.untouched:
-            return self.order, np.zeros(len(self.order), np.int64), pieces.length[self.order]
-        return pieces.document[self.order], pieces.start[self.order], pieces.length[self.order]
 
 
 def check_documents(
@@ -194,9 +162,7 @@ def to_pieces(documents: Documents, rules: Rules) -> tuple[Pieces, Losses]:
     for held, most in ((documents.patches, rules.patch_capacity), (documents.images, rules.image_capacity)):
         if most is not None:
             vision |= held > most
-    whole = Pieces(
-        everything, np.zeros(count, np.int64), lengths, documents.patches, documents.images, documents.splittable, True
-    )
+    whole = Pieces(everything, np.zeros(count, np.int64), lengths, documents.patches, documents.images, documents.splittable)
     if not count or (lengths.min() >= 1 and lengths.max() <= rules.capacity and not vision.any()):
         return whole, Losses()
 
@@ -208,10 +174,10 @@ def to_pieces(documents: Documents, rules: Rules) -> tuple[Pieces, Losses]:
     parts = np.where(split, -(-lengths // rules.capacity), 1)
     parts[empty | vision | (long & ~split & ~truncate)] = 0
 
-    pieces = whole.take(np.repeat(everything, parts))
-    number = np.arange(len(pieces.document)) - np.repeat(np.cumsum(parts) - parts, parts)
+    document = np.repeat(everything, parts)
+    number = np.arange(len(document)) - np.repeat(np.cumsum(parts) - parts, parts)
     start = number * rules.capacity
-    length = np.minimum(pieces.length - start, rules.capacity)
+    length = np.minimum(lengths[document] - start, rules.capacity)
     scraps = np.flatnonzero((number > 0) & (length < rules.shortest_cut))
     missing = rules.shortest_cut - length[scraps]
     start[scraps] -= missing
@@ -224,7 +190,8 @@ def to_pieces(documents: Documents, rules: Rules) -> tuple[Pieces, Losses]:
         dropped_empty=int(empty.sum()),
         lost_positions=int(lengths.sum() - length.sum()),
     )
-    return Pieces(pieces.document, start, length, pieces.patches, pieces.images, pieces.splittable), losses
+    patches, images, splittable = documents.patches[document], documents.images[document], documents.splittable[document]
+    return Pieces(document, start, length, patches, images, splittable), losses
 
 
 def place(pieces: Pieces, rules: Rules) -> Packed:
@@ -245,7 +212,7 @@ def place(pieces: Pieces, rules: Rules) -> Packed:
     if rules.fill_holes:
         return _fill(pieces, pack, packs, rules)
     order, starts = operators.group_by_pack(pack, packs)
-    return Packed(pieces, order, starts)
+    return Packed(pieces.document[order], pieces.start[order], pieces.length[order], starts)
 
 
 def _fill(pieces: Pieces, pack: Integers, packs: int, rules: Rules) -> Packed:
@@ -253,23 +220,14 @@ def _fill(pieces: Pieces, pack: Integers, packs: int, rules: Rules) -> Packed:
     document, start, length, pack, packs = operators.fill_pack_holes(
         pieces.document, pieces.start, pieces.length, pieces.splittable, pack, packs, rules.capacity, rules.shortest_cut
     )
-    tails = len(document) - len(pieces.document)  # of pieces without pictures
-    patches, images = (np.concatenate([held, np.zeros(tails, np.int64)]) for held in (pieces.patches, pieces.images))
-    splittable = np.concatenate([pieces.splittable, np.ones(tails, np.bool_)])
-    order = np.lexsort((start, document, pack))
-    sorted_pieces = Pieces(document, start, length, patches, images, splittable).take(order)
-    pack = pack[order]
+    order, starts = operators.order_in_packs(pack, document, start, packs)
+    document, start, length = document[order], start[order], length[order]
     # Pieces of one document that follow each other in one pack are one piece again.
     joined = np.zeros(len(order), np.bool_)
-    joined[1:] = (
-        (pack[1:] == pack[:-1])
-        & (sorted_pieces.document[1:] == sorted_pieces.document[:-1])
-        & (sorted_pieces.start[1:] == sorted_pieces.start[:-1] + sorted_pieces.length[:-1])
-    )
+    joined[1:] = (document[1:] == document[:-1]) & (start[1:] == start[:-1] + length[:-1])
+    joined[starts[:-1]] = False
     if joined.any():
         first = np.flatnonzero(~joined)
-        length = np.add.reduceat(sorted_pieces.length, first)
-        kept = sorted_pieces.take(first)
-        sorted_pieces = Pieces(kept.document, kept.start, length, kept.patches, kept.images, kept.splittable)
-        pack = pack[first]
-    return Packed(sorted_pieces, None, np.searchsorted(pack, np.arange(packs + 1)).astype(np.int64, copy=False))
+        document, start, length = document[first], start[first], np.add.reduceat(length, first)
+        starts = np.searchsorted(first, starts).astype(np.int64, copy=False)
+    return Packed(document, start, length, starts)

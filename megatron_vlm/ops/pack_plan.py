@@ -123,11 +123,10 @@ def plan_packs(
 
 def as_plan(packed: Packed, rules: Rules, losses: Losses) -> PackPlan:
     """Bring together what planning gave."""
-    document, start, length = packed.placed()
     return PackPlan(
-        document=document,
-        start=start,
-        length=length,
+        document=packed.document,
+        start=packed.start,
+        length=packed.length,
         pack_starts=packed.starts,
         capacity=rules.capacity,
         truncated=losses.truncated,

@@ -81,6 +81,11 @@ def group_by_pack(pack: Integers, packs: int) -> tuple[Integers, Integers]:
     return np.argsort(pack, kind="stable"), starts
 
 
+def order_in_packs(pack: Integers, document: Integers, start: Integers, packs: int) -> tuple[Integers, Integers]:
+    """Pieces by pack, document and start; and where each pack starts, and the end."""
+    return np.lexsort((start, document, pack)), group_by_pack(pack, packs)[1]
+
+
 class _Filling:
     """Pieces that change packs, and the store of those that have none."""
 
