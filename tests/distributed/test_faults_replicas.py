@@ -75,7 +75,12 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in record.items() if k not in timed} for record in records if record["kind"] != "speed"]
 
 
-@pytest.mark.parametrize("parallel", [{}, TP2, {"overlap_grad_reduce": True, "overlap_param_gather": True}])
+OVERLAPPED = {"overlap_grad_reduce": True, "overlap_param_gather": True}
+
+
+@pytest.mark.parametrize(
+    "parallel", [{}, pytest.param(TP2, marks=pytest.mark.slow), pytest.param(OVERLAPPED, marks=pytest.mark.slow)]
+)
 def test_a_run_has_the_same_bits_again(parallel: dict[str, Any], data: Path, tmp_path: Path) -> None:
     """With held-out losses, a save on the way, and the replicas compared at every step."""
     fields = {

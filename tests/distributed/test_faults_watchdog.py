@@ -172,6 +172,7 @@ def _slow_save(run: Run) -> None:
     run.save = slow  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 def test_a_long_save_is_no_fault(data: Path, tmp_path: Path) -> None:
     """Rank 0 takes twice the time-out over a save while rank 1 waits for it in the next collective."""
     config = _config(data, tmp_path, **{"checkpoint.save_interval": 4})
