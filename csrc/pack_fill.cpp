@@ -15,7 +15,7 @@ using Index = std::int64_t;  // of a piece
 // Pieces without a pack, by length; of equal ones the last put in comes out first.
 class Store {
  public:
-  explicit Store(std::int64_t capacity) : lengths_(capacity + 1), top_(capacity + 1, -1) {}
+  Store(std::int64_t capacity, std::size_t pieces) : lengths_(capacity + 1), top_(capacity + 1, -1), below_(pieces, -1) {}
 
   void put(Index piece, std::int64_t length) {
     if (piece >= static_cast<Index>(below_.size())) below_.resize(piece + 1, -1);
@@ -43,8 +43,14 @@ class Store {
 
 class Filling {
  public:
-  Filling(std::vector<Piece> pieces, const Placement& placement, std::int64_t capacity, std::int64_t min_piece)
-      : pieces_(std::move(pieces)), pack_(placement.pack), capacity_(capacity), min_piece_(min_piece), store_(capacity) {}
+  Filling(const std::vector<Piece>& pieces, const Placement& placement, std::int64_t capacity, std::int64_t min_piece)
+      : capacity_(capacity), min_piece_(min_piece), store_(capacity, pieces.size() + placement.packs) {
+    // a pack is cut for once at most: with room for that, nothing is copied again on the way
+    pieces_.reserve(pieces.size() + placement.packs);
+    pack_.reserve(pieces.size() + placement.packs);
+    pieces_ = pieces;
+    pack_ = placement.pack;
+  }
 
   // The hole of `pack`, filled as far as the store can; `held` are its splittable pieces, and is left in disorder.
   void fill(std::int64_t pack, std::int64_t hole, std::vector<Index>& held) {
