@@ -75,7 +75,7 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
     """`value` as YAML gave it, as the annotated type; ConfigError with the place if it does not fit."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
-        return _build(annotation, value, where)
+        return build(annotation, value, where)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -112,7 +112,8 @@ def _convert(value: Any, annotation: Any, where: str) -> Any:
     raise ConfigError(f"{where}: {value!r} is not {_type_name(annotation)}")
 
 
-def _build(cls: type[T], values: Any, where: str) -> T:
+def build(cls: type[T], values: Any, where: str) -> T:
+    """A frozen dataclass of what YAML gave; ConfigError names the key under `where`, and the nearest that there is."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or 'configuration'}: expected a map of fields, got {values!r}")
     hints = typing.get_type_hints(cls)
@@ -221,18 +222,18 @@ def load_config(*, preset: str | None = None, file: Path | None = None, override
     raw: dict[str, Any] = read_preset(preset) if preset else {}
     if file is not None:
         raw = merge(raw, read_config_file(file))
-    return _build(RunConfig, _overridden(raw, parse_overrides(overrides)), "")
+    return build(RunConfig, _overridden(raw, parse_overrides(overrides)), "")
 
 
 def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> tuple[RunConfig, dict[str, Any]]:
     """`config` with `--section.field VALUE` overrides, and the overrides alone as a map. Raises ConfigError."""
     given = parse_overrides(overrides)
-    return _build(RunConfig, _overridden(to_map(config), given), ""), given
+    return build(RunConfig, _overridden(to_map(config), given), ""), given
 
 
 def from_map(raw: Mapping[str, Any]) -> RunConfig:
     """The configuration in a map, as `to_map` made it."""
-    return _build(RunConfig, raw, "")
+    return build(RunConfig, raw, "")
 
 
 def _plain(value: Any) -> Any:

@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from megatron_vlm.data import atomic_file
+from megatron_vlm.errors import DataError
+from megatron_vlm.evaluation import task_scores
 from megatron_vlm.evaluation.held_out import HeldOut
 from megatron_vlm.evaluation.naming import Naming
+from megatron_vlm.evaluation.task_scores import TaskScore, stable_score
 
 
-def as_map(step: int, held_out: dict[str, HeldOut], naming: dict[str, Naming]) -> dict[str, Any]:
+def as_map(
+    step: int, held_out: dict[str, HeldOut], naming: dict[str, Naming], scores: Sequence[TaskScore] = ()
+) -> dict[str, Any]:
+    seen = [score for score in scores if score.control == "seen"]
+    groups = sorted({score.group for score in seen if score.group})
     return {
         "step": step,
         "held_out": {name: asdict(value) for name, value in held_out.items()},
         "naming": {name: asdict(value) for name, value in naming.items()},
+        "tasks": [task_scores.as_map(score) for score in scores],
+        "stable_score": {group: stable_score([score for score in seen if score.group == group]) for group in groups},
     }
+
+
+def read_scores(path: Path) -> dict[tuple[str, str], TaskScore]:
+    """Tasks of a results file by name and control.
+
+    Raises:
+        DataError: the file cannot be read, or is not what `write_json` wrote.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        scores = [task_scores.from_map(raw) for raw in found["tasks"]]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not the results of `megatron-vlm evaluate --output`: {error!r}") from None
+    return {(score.task, score.control): score for score in scores}
 
 
 def write_json(path: Path, results: dict[str, Any]) -> None:

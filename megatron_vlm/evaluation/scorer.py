@@ -56,9 +56,10 @@ class Scorer:
         """Whether this rank holds the encoder, so that its documents need their pictures."""
         return self.topology.on_first_stage
 
-    def score(self, documents: Sequence[Scored]) -> np.ndarray:
-        """float64 `[documents, 2]`: negative log-likelihood in nats, and the number of labels it sums over."""
-        return score_documents(self.engine, self.shape, self.topology, self.tokens, documents)
+    def score(self, documents: Sequence[Scored], greedy: bool = False) -> np.ndarray:
+        """float64 `[documents, 2]`: negative log-likelihood in nats, and the number of labels it sums over; with `greedy`
+        `[documents, 3]`, the last how many of the labels are the likeliest token at their place."""
+        return score_documents(self.engine, self.shape, self.topology, self.tokens, documents, greedy)
 
 
 def layout_for(config: RunConfig, world_size: int, given: dict[str, Any]) -> RunConfig:

@@ -1,8 +1,8 @@
 """Accuracy of free answers against ten people's: VQAv2's, and of the sets that score like it (TextVQA, VizWiz).
 
 Source: Antol et al. 2015, "VQA: Visual Question Answering", section 3.4, and the evaluation that its authors publish, whose
-normalisation of answers is followed to the letter, oddities included: an answer is compared as written where all ten
-people agree, and a full stop is kept only before a digit.
+normalisation of answers is followed to the letter, oddities included. It is done for every question, as on the leaderboard;
+the authors' script leaves out questions on which all people agree, so that "Yes" is wrong there where people said "yes".
 """
 
 from __future__ import annotations
@@ -59,13 +59,9 @@ def _without_punctuation(text: str) -> str:
 
 def normalised_answer(text: str) -> str:
     """An answer as it is compared: lower case, no punctuation and articles, numbers as digits, contractions written out."""
-    words = _without_punctuation(_one_line(text)).lower().split()
+    words = _without_punctuation(text.replace("\n", " ").replace("\t", " ").strip()).lower().split()
     words = [_NUMBERS.get(word, word) for word in words]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
@@ -80,9 +76,6 @@ def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
     """
     if not people:
         raise ValueError("there is no answer to compare with")
-    if len({_one_line(given) for given in people}) > 1:
-        given_by, answer = [normalised_answer(given) for given in people], normalised_answer(answer)
-    else:
-        given_by, answer = [_one_line(given) for given in people], _one_line(answer)
+    answer, given_by = normalised_answer(answer), [normalised_answer(given) for given in people]
     same = sum(given == answer for given in given_by)
     return sum(min(1.0, (same - (given == answer)) / 3) for given in given_by) / len(given_by)

@@ -15,11 +15,12 @@ from torch import Tensor
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.steps import StepShape
 from megatron_vlm.data.micro_batch import MicroBatch, make_micro_batch
+from megatron_vlm.models.language import label_likelihoods
 from megatron_vlm.ops.assemble import Segment
 from megatron_vlm.ops.faults import raise_faults
 from megatron_vlm.ops.pack_plan import plan_packs
 from megatron_vlm.parallel.topology import Topology
-from megatron_vlm.training.engine import Engine
+from megatron_vlm.training.engine import Engine, unwrap
 from megatron_vlm.training.step import forward_row
 
 
@@ -43,7 +44,12 @@ def _rows(documents: Sequence[Scored], capacity: int) -> list[list[int]]:
 
 
 def score_documents(
-    engine: Engine, shape: StepShape, topology: Topology, tokens: TokenCounts, documents: Sequence[Scored]
+    engine: Engine,
+    shape: StepShape,
+    topology: Topology,
+    tokens: TokenCounts,
+    documents: Sequence[Scored],
+    greedy: bool = False,
 ) -> np.ndarray:
     """Negative log-likelihood of each document's trained labels, in rows of `shape.sequence_length` positions.
 
@@ -51,7 +57,8 @@ def score_documents(
     ranks share the rows.
 
     Returns:
-        float64 `[documents, 2]` on every rank: sum over the labels in nats, and their number.
+        float64 `[documents, 2]` on every rank: sum over the labels in nats, and their number. With `greedy`
+        `[documents, 3]`, the last the labels that are the likeliest token at their place; padding of the vocabulary is none.
 
     Raises:
         ValueError: a document longer than a row.
@@ -59,12 +66,12 @@ def score_documents(
     rows = _rows(documents, shape.sequence_length)
     mine = rows[topology.data_rank :: topology.data_size]
     chunks = len(engine.forward_chunks)
-    result = torch.zeros(len(documents), 2, dtype=torch.float64)
+    result = torch.zeros(len(documents), 3 if greedy else 2, dtype=torch.float64)
     if mine:
         batches = [_batch(row, documents, shape, topology, tokens) for row in mine]
         if chunks > 1:  # the interleaved schedule wants whole groups of micro-batches
             batches += batches[-1:] * (-len(batches) % topology.pipeline_size)
-        outputs = _forward(engine, batches)
+        outputs = _forward(engine, batches, tokens.vocab_size if greedy else None)
         if topology.on_last_stage and topology.tensor_rank == 0:
             for row, losses in zip(mine, outputs, strict=False):
                 at = 0
@@ -98,16 +105,21 @@ def _batch(
 
 
 @torch.no_grad()
-def _forward(engine: Engine, batches: Sequence[MicroBatch]) -> list[Tensor]:
-    """[losses masked, mask], `[2, t]`, of each row, on the last stage."""
+def _forward(engine: Engine, batches: Sequence[MicroBatch], vocab_size: int | None) -> list[Tensor]:
+    """[losses masked, mask], `[2, t]`, of each row, on the last stage; with a vocabulary also where the label is the
+    likeliest of it, masked, `[3, t]`."""
 
     def step(iterator: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
         batch = next(iterator)
 
         def collect(losses: Tensor, non_loss_data: bool = False) -> Tensor:
-            return torch.cat([losses * batch.loss_mask, batch.loss_mask])
+            mask = batch.loss_mask
+            if vocab_size is None or not unwrap(model).post_process:
+                return torch.cat([losses * mask, mask])
+            losses, likeliest = label_likelihoods(losses, batch.labels, vocab_size)
+            return torch.cat([losses * mask, mask, likeliest * mask])
 
-        return forward_row(model, batch), collect
+        return forward_row(model, batch, labels=vocab_size is None), collect
 
     chunks: Any = list(engine.forward_chunks)
     for chunk in chunks:

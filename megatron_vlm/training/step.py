@@ -35,14 +35,14 @@ class StepResult:
     fault: str | None = None
 
 
-def forward_row(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
-    """The model's output for one micro-batch."""
+def forward_row(model: torch.nn.Module, batch: MicroBatch, labels: bool = True) -> Tensor:
+    """The model's output for one micro-batch; without `labels` the last stage gives logits instead of losses."""
     core = unwrap(model)
     return model(
         tokens=batch.tokens,
         position_ids=batch.position_ids,
         packed_seq_params=packed_row(batch.cu_seqlens, batch.max_seqlen),
-        labels=batch.labels if core.post_process else None,
+        labels=batch.labels if labels and core.post_process else None,
         pixels=batch.pixels if core.pre_process else None,
         row_index=batch.row_index if core.pre_process else None,
         image_tokens=batch.image_tokens if core.pre_process else None,

@@ -13,7 +13,7 @@ from pathlib import Path
 SAMPLE = Path(__file__).resolve().parents[2] / "examples" / "sample_data"
 
 
-def command(*arguments: object) -> None:
+def command(*arguments: object) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "megatron_vlm.cli.main", *map(str, arguments)],
         capture_output=True,
@@ -22,6 +22,7 @@ def command(*arguments: object) -> None:
         timeout=200,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def sixteen(folder: Path) -> Path:
@@ -33,6 +34,26 @@ def sixteen(folder: Path) -> Path:
             assert data is not None
             target.addfile(member, io.BytesIO(data.read()))
     return path
+
+
+def write_tasks(folder: Path, tar: Path) -> Path:
+    """A task in a folder: which of four captions is the picture's?"""
+    with tarfile.open(tar) as source:
+        records = [json.load(source.extractfile(m)) for m in source.getmembers() if m.name.endswith(".json")]  # type: ignore[arg-type]
+        pictures = [name for name in source.getnames() if name.endswith(".png")]
+    names = [record["caption"] for record in records]
+    choice = []
+    for number, picture in enumerate(pictures):
+        others = [names[(number + step) % 16] for step in (1, 5, 11)]
+        choices = sorted([names[number], *others])
+        choice.append({"image": picture, "query": "", "choices": choices, "gold": choices.index(names[number])})
+    tasks = folder / "tasks"
+    tasks.mkdir()
+    (tasks / "choice.jsonl").write_text("".join(json.dumps(record) + "\n" for record in choice))
+    (tasks / "choice.yaml").write_text(
+        f"form: multiple_choice\ndata: choice.jsonl\npictures: {tar}\ndelimiter: ''\ngroup: vision\n"
+    )
+    return tasks
 
 
 def test_sixteen_pictures_are_named(tmp_path: Path) -> None:
@@ -55,8 +76,16 @@ def test_sixteen_pictures_are_named(tmp_path: Path) -> None:
         "logging.tensorboard": "false",
     }
     command("train", "--preset", "tiny", *(x for name, value in fields.items() for x in (f"--{name}", value)))
-    command("evaluate", tmp_path / "run", "--naming", f"seen={tar}", "--output", tmp_path / "results.json")
-    naming = json.loads((tmp_path / "results.json").read_text())["naming"]["seen"]
+    tasks = ("--task", write_tasks(tmp_path, tar), "--control", "shuffled", "--control", "blind")
+    command("evaluate", tmp_path / "run", "--naming", f"seen={tar}", *tasks, "--output", tmp_path / "results.json")
+    results = json.loads((tmp_path / "results.json").read_text())
+    naming = results["naming"]["seen"]
     assert naming["questions"] == 16
     assert naming["accuracy"] == 1.0
     assert naming["blind"] < 0.7  # and it is the picture that tells it
+    scores = {score["control"]: score["score"]["mean"] for score in results["tasks"]}
+    assert scores["seen"] == 1.0
+    assert max(scores["shuffled"], scores["blind"]) < 0.7
+    assert results["stable_score"] == {"vision": 0.75}
+    before_and_after = (tmp_path / "results.json", tmp_path / "results.json")
+    assert "+0.0%" in command("evaluate", "--compare", *before_and_after)

@@ -1,0 +1,138 @@
+"""Tasks by likelihood on a real checkpoint: what documents get alone, in every layout."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_vlm.evaluation.likelihood import likelihoods
+from megatron_vlm.evaluation.prompts import choices_of, segment_of, split_ids
+from megatron_vlm.evaluation.questions import read_questions
+from megatron_vlm.evaluation.scorer import Scorer
+from megatron_vlm.evaluation.suite import run_tasks
+from megatron_vlm.evaluation.task import Task
+from megatron_vlm.evaluation.task_pictures import TaskPictures
+from megatron_vlm.training.checkpoint import checkpoint_config, find_checkpoint
+from megatron_vlm.training.loop import Run
+from megatron_vlm.training.scoring import Scored, _batch
+from megatron_vlm.training.step import forward_row
+from tests.distributed.ranks import run_ranks
+from tests.distributed.tiny_run import PP2, SAMPLE, TP2, configuration
+
+pytestmark = pytest.mark.distributed
+
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "tp2": (2, TP2),
+    "pp2": (2, PP2),
+    "dp2": (2, {}),
+}
+
+
+def _train(config: Any) -> None:
+    Run(config).train()
+
+
+@pytest.fixture(scope="module")
+def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of five steps, and a task of each form with its pictures."""
+    folder = tmp_path_factory.mktemp("run")
+    run_ranks(1, _train, configuration(data, **{"logging.directory": folder, "parallel.device": "cpu"}))
+    words = ["a red apple", "the dog", "one", "a bicycle on a road", "blue", "two of them"]
+    names = _picture_names(6)
+    choices = [
+        {"query": f"What is it, {n}?", "choices": words[: 2 + n % 3], "gold": n % 2, "image": names[n]} for n in range(6)
+    ]
+    lambada = [{"context": f"This is {word}", "continuation": "a picture"} for word in words]
+    schema = [{"context_options": words[:2], "continuation": "is here.", "gold": n % 2} for n in range(4)]
+    pope = [{"image": name, "text": f"Is it {words[n]}?", "label": ("yes", "no")[n % 2]} for n, name in enumerate(names)]
+    for name, records in {"choice": choices, "lambada": lambada, "schema": schema, "pope": pope}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def _picture_names(count: int) -> list[str]:
+    import tarfile
+
+    with tarfile.open(SAMPLE / "images" / "train-00000.tar") as tar:
+        return [name for name in tar.getnames() if not name.endswith((".txt", ".json"))][:count]
+
+
+def _tasks(folder: Path) -> list[Task]:
+    pictures = str(SAMPLE / "images" / "train-00000.tar")
+    return [
+        Task("choice", "multiple_choice", str(folder / "choice.jsonl"), pictures=pictures, few_shot=1, normalise="tokens"),
+        Task("prior", "multiple_choice", str(folder / "choice.jsonl"), normalise="unconditional"),
+        Task("lambada", "language_modelling", str(folder / "lambada.jsonl")),
+        Task("schema", "schema", str(folder / "schema.jsonl"), normalise="bytes"),
+        Task("pope", "pope", str(folder / "pope.jsonl"), pictures=pictures, by="likelihood", prompt="Q: {question} A:"),
+    ]
+
+
+def _scorer(folder: Path, parallel: dict[str, Any]) -> Scorer:
+    checkpoint = find_checkpoint(folder)
+    config = checkpoint_config(checkpoint)
+    return Scorer(checkpoint, replace(config, parallel=replace(config.parallel, **parallel)))
+
+
+def _scores(folder: Path, parallel: dict[str, Any]) -> list[tuple[Any, ...]]:
+    scores = run_tasks(_scorer(folder, parallel), _tasks(folder), ("seen", "shuffled", "blind"))
+    return [(s.task, s.control, s.values, s.figures) for s in scores]
+
+
+def _alone(folder: Path) -> list[tuple[str, float]]:
+    """The largest difference between what a task gives and the plain softmax over each document alone."""
+    scorer, worst = _scorer(folder, {}), []
+    (model,) = scorer.engine.forward_chunks
+    model.eval()
+    for task in _tasks(folder)[1:]:
+        questions = read_questions(task)
+        pictures = TaskPictures(task, scorer)
+        off = 0.0
+        for question, found in zip(questions, likelihoods(task, scorer, questions, pictures, questions), strict=True):
+            (seen,) = pictures.of([question])
+            for number, choice in enumerate(choices_of(task, question, "")):
+                before, answer = split_ids(scorer.tokenizer, choice)
+                rows = scorer.shape.image_tokens if seen else 0
+                document = Scored(segment_of(scorer.tokenizer, before, answer, rows, scorer.shape.sequence_length), seen)
+                batch = _batch([0], [document], scorer.shape, scorer.topology, scorer.tokens)
+                with torch.no_grad(), scorer.engine.whole_parameters():
+                    logits = forward_row(model, batch, labels=False)[0].double()
+                labels = torch.tensor(answer)
+                chosen = logits[len(document.segment.ids) - 1 - len(answer) :][: len(answer)]
+                expected = float(chosen.log_softmax(-1)[torch.arange(len(answer)), labels].sum())
+                off = max(off, abs(expected - found.log_likelihood[number]))
+                greedy = bool((chosen[:, : scorer.tokens.vocab_size].argmax(-1) == labels).all())
+                assert (found.tokens[number], found.greedy[number]) == (len(answer), greedy)
+        worst.append((task.name, off))
+    return worst
+
+
+def test_likelihoods_are_those_of_each_document_alone(folder: Path) -> None:
+    (worst,) = run_ranks(1, _alone, folder)
+    assert [name for name, _ in worst] == ["prior", "lambada", "schema", "pope"]
+    assert all(off < 1e-4 for _, off in worst), worst
+
+
+def test_every_layout_answers_alike(folder: Path) -> None:
+    (expected,) = run_ranks(1, _scores, folder, {})
+    assert [(task, control) for task, control, *_ in expected] == [
+        *(("choice", control) for control in ("seen", "shuffled", "blind")),
+        ("prior", "seen"),
+        ("lambada", "seen"),
+        ("schema", "seen"),
+        *(("pope", control) for control in ("seen", "shuffled", "blind")),
+    ]
+    assert all(0 < len(values) <= 6 for _, _, values, _ in expected)
+    assert set(expected[-1][3]) == {"accuracy", "precision", "recall", "f1", "yes_share"}
+    for ranks, parallel in LAYOUTS.values():
+        for found in run_ranks(ranks, _scores, folder, parallel):
+            for (*name, values, figures), (*other, theirs, theirs_figures) in zip(found, expected, strict=True):
+                assert name == other
+                assert np.array_equal(values, theirs)
+                assert figures == theirs_figures
