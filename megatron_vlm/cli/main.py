@@ -26,7 +26,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "config": ("config", "print a resolved configuration, or explain every field"),
     "curriculum": ("curriculum", "show what a run will train on, stage by stage, and what one has trained on"),
     "train": ("train", "pre-train a model; images enter where the curriculum says"),
-    "evaluate": ("evaluate", "held-out loss by modality, blind control, four-way naming of pictures"),
+    "evaluate": ("evaluate", "held-out loss by modality, tasks, blind control, four-way naming of pictures"),
+    "generate": ("generate", "continue prompts, with pictures before them"),
 }
 
 

@@ -62,14 +62,17 @@ class Scorer:
         return score_documents(self.engine, self.shape, self.topology, self.tokens, documents, greedy)
 
 
-def layout_for(config: RunConfig, world_size: int, given: dict[str, Any]) -> RunConfig:
+def layout_for(config: RunConfig, world_size: int, given: dict[str, Any], generates: bool = False) -> RunConfig:
     """The checkpoint's configuration for `world_size` ranks.
 
-    What is `given` (fields of `parallel`) holds; the rest is the training layout where it fits, else one rank's.
+    What is `given` (fields of `parallel`) holds; the rest is the training layout where it fits, else one rank's. `generates`
+    leaves out what generation cannot use: sequence parallelism and interleaved stages, which change no weight.
     """
     trained = config.parallel
     fits = world_size % (trained.tensor_model_parallel_size * trained.pipeline_model_parallel_size) == 0
     base = trained if fits and not given else ParallelConfig(precision=trained.precision)
+    if generates:
+        base = replace(base, sequence_parallel=False, virtual_pipeline_model_parallel_size=1)
     parallel = replace(
         base,
         overlap_grad_reduce=False,
