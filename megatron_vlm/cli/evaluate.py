@@ -118,7 +118,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         wanted[name] = expand_inputs([pattern])
     checkpoint = find_checkpoint(args.checkpoint)
     config, given = apply_overrides(checkpoint_config(checkpoint), args.overrides)
-    config = layout_for(config, world_size_from_environment(), given.get("parallel", {}))
+    generates = any(not task.by_likelihood for task in tasks)
+    config = layout_for(config, world_size_from_environment(), given.get("parallel", {}), generates)
     scorer = Scorer(checkpoint, config)
     try:
         sources = open_sources(config.data.validation, scorer.tokenizer, scorer.shape.image_tokens)

@@ -27,6 +27,7 @@ class TaskScore:
         figures: what else the metric has: precision, recall, f1 and yes_share of yes-no questions.
         splits: mean by the value of the field that the task splits by.
         keys, values: of each question, for comparisons.
+        answers: what was generated for each, where answers are free.
     """
 
     task: str
@@ -39,6 +40,7 @@ class TaskScore:
     splits: dict[str, float] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
     values: tuple[float, ...] = ()
+    answers: tuple[str, ...] = ()
 
     @property
     def above_chance(self) -> float:
@@ -51,6 +53,7 @@ def score_of(
     questions: Sequence[Question],
     values: Sequence[float],
     said_yes: Sequence[bool] | None = None,
+    texts: Sequence[str] = (),
 ) -> TaskScore:
     """Put together what each question's answer was worth.
 
@@ -75,6 +78,7 @@ def score_of(
         splits={name: float(np.mean(parts)) for name, parts in sorted(by_split.items())},
         keys=tuple(question.key for question in questions),
         values=tuple(array.tolist()),
+        answers=tuple(texts),
     )
 
 
@@ -119,6 +123,5 @@ def as_map(score: TaskScore) -> dict[str, Any]:
 
 def from_map(raw: Mapping[str, Any]) -> TaskScore:
     """What `as_map` made, read back from json."""
-    return TaskScore(
-        **{**raw, "score": Interval(**raw["score"]), "keys": tuple(raw["keys"]), "values": tuple(raw["values"])}
-    )
+    lists = {name: tuple(raw[name]) for name in ("keys", "values", "answers")}
+    return TaskScore(**{**raw, "score": Interval(**raw["score"]), **lists})

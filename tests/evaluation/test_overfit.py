@@ -37,7 +37,7 @@ def sixteen(folder: Path) -> Path:
 
 
 def write_tasks(folder: Path, tar: Path) -> Path:
-    """A task in a folder: which of four captions is the picture's?"""
+    """Two tasks in a folder: which of four captions is the picture's, and what is it called?"""
     with tarfile.open(tar) as source:
         records = [json.load(source.extractfile(m)) for m in source.getmembers() if m.name.endswith(".json")]  # type: ignore[arg-type]
         pictures = [name for name in source.getnames() if name.endswith(".png")]
@@ -53,6 +53,9 @@ def write_tasks(folder: Path, tar: Path) -> Path:
     (tasks / "choice.yaml").write_text(
         f"form: multiple_choice\ndata: choice.jsonl\npictures: {tar}\ndelimiter: ''\ngroup: vision\n"
     )
+    said = [{"image": picture, "question": "", "answer": name} for picture, name in zip(pictures, names, strict=True)]
+    (tasks / "say.jsonl").write_text("".join(json.dumps(record) + "\n" for record in said))
+    (tasks / "say.yaml").write_text(f"form: open\ndata: say.jsonl\npictures: {tar}\ndelimiter: ''\ngroup: vision\n")
     return tasks
 
 
@@ -83,9 +86,9 @@ def test_sixteen_pictures_are_named(tmp_path: Path) -> None:
     assert naming["questions"] == 16
     assert naming["accuracy"] == 1.0
     assert naming["blind"] < 0.7  # and it is the picture that tells it
-    scores = {score["control"]: score["score"]["mean"] for score in results["tasks"]}
-    assert scores["seen"] == 1.0
-    assert max(scores["shuffled"], scores["blind"]) < 0.7
-    assert results["stable_score"] == {"vision": 0.75}
+    scores = {(score["task"], score["control"]): score["score"]["mean"] for score in results["tasks"]}
+    assert scores["choice", "seen"] == scores["say", "seen"] == 1.0
+    assert max(scores[task, control] for task in ("choice", "say") for control in ("shuffled", "blind")) < 0.7
+    assert results["stable_score"] == {"vision": 0.875}
     before_and_after = (tmp_path / "results.json", tmp_path / "results.json")
     assert "+0.0%" in command("evaluate", "--compare", *before_and_after)
