@@ -83,11 +83,6 @@ def _compare(first: Path, second: Path) -> int:
     return 0
 
 
-def _tasks(paths: list[Path]) -> list[Path]:
-    files = [file for path in paths for file in (sorted(path.glob("*.yaml")) if path.is_dir() else [path])]
-    return list(dict.fromkeys(files))
-
-
 def _evaluate(args: argparse.Namespace) -> int:
     from megatron_vlm.cli.quiet import quiet_host_warnings
 
@@ -103,13 +98,13 @@ def _evaluate(args: argparse.Namespace) -> int:
     from megatron_vlm.evaluation.score_table import score_markdown, score_table, write_tensorboard
     from megatron_vlm.evaluation.scorer import Scorer, layout_for
     from megatron_vlm.evaluation.suite import run_tasks
-    from megatron_vlm.evaluation.task import load_task
+    from megatron_vlm.evaluation.task import load_task, task_files
     from megatron_vlm.parallel.topology import shutdown, world_size_from_environment
     from megatron_vlm.training.checkpoint import checkpoint_config, find_checkpoint
 
     if args.checkpoint is None:
         raise UserError("give a CHECKPOINT to evaluate, or --compare A B")
-    tasks = [load_task(path) for path in _tasks(args.task)]
+    tasks = [load_task(path) for path in task_files(args.task)]
     wanted = {}
     for item in args.naming:
         name, equals, pattern = item.partition("=")
@@ -120,7 +115,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     config, given = apply_overrides(checkpoint_config(checkpoint), args.overrides)
     generates = any(not task.by_likelihood for task in tasks)
     config = layout_for(config, world_size_from_environment(), given.get("parallel", {}), generates)
-    scorer = Scorer(checkpoint, config)
+    scorer = Scorer.open(checkpoint, config)
     try:
         sources = open_sources(config.data.validation, scorer.tokenizer, scorer.shape.image_tokens)
         held_out = {name: measure_held_out(scorer, source, args.limit) for name, source in sources.items()}

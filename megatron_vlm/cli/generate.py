@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = find_checkpoint(args.checkpoint)
     config, given = apply_overrides(checkpoint_config(checkpoint), args.overrides)
     config = layout_for(config, world_size_from_environment(), given.get("parallel", {}), generates=True)
-    scorer = Scorer(checkpoint, config)
+    scorer = Scorer.open(checkpoint, config)
     try:
         _continue(args, scorer, Generator(scorer, args.batch), records, sampling)
     finally:

@@ -51,4 +51,8 @@ def run(args: argparse.Namespace) -> int:
     quiet_host_warnings()
     from megatron_vlm.training.loop import train
 
-    return train(config).exit_code
+    if not config.evaluation.tasks:
+        return train(config).exit_code
+    from megatron_vlm.evaluation.during_training import TaskMeasure
+
+    return train(config, TaskMeasure(config)).exit_code

@@ -10,6 +10,7 @@ from itertools import accumulate
 from megatron_vlm.config.bookkeeping import CheckpointConfig, LoggingConfig
 from megatron_vlm.config.curriculum import CurriculumConfig
 from megatron_vlm.config.data import DataConfig
+from megatron_vlm.config.evaluation import EvaluationConfig
 from megatron_vlm.config.faults import FaultConfig
 from megatron_vlm.config.loader import LoaderConfig
 from megatron_vlm.config.model import ModelConfig
@@ -30,6 +31,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     faults: FaultConfig = field(default_factory=FaultConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:

@@ -58,12 +58,12 @@ def difference_table(differences: Mapping[tuple[str, str], Difference]) -> str:
 
 
 def write_tensorboard(folder: Path, step: int, scores: Sequence[TaskScore]) -> None:
-    """Scores as scalars `tasks/NAME` (`tasks/NAME/blind`, ...) of a step, in the run's own TensorBoard folder."""
+    """Scores as scalars `tasks/scores/NAME` (`.../NAME/blind`) of a step, where and as a run writes them itself."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder)) as writer:
         for score in scores:
-            name = f"tasks/{score.task}" if score.control == "seen" else f"tasks/{score.task}/{score.control}"
+            name = f"tasks/scores/{score.task}" if score.control == "seen" else f"tasks/scores/{score.task}/{score.control}"
             writer.add_scalar(name, score.score.mean, step)
             for figure, value in score.figures.items():
                 writer.add_scalar(f"{name}/{figure}", value, step)

@@ -1,4 +1,4 @@
-"""A checkpoint in a layout, ready to score documents."""
+"""A model in a layout, ready to score documents: a checkpoint's, or that of a run as it stands."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import numpy as np
 from megatron_vlm.config.checks import layout_problems
 from megatron_vlm.config.parallel import ParallelConfig
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.config.steps import StepShape
 from megatron_vlm.data.opening import token_counts
 from megatron_vlm.data.tokenizer import Tokenizer
 from megatron_vlm.errors import ConfigError, DataError
 from megatron_vlm.parallel import topology as topology_module
+from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training import checkpoint as checkpoints
 from megatron_vlm.training.engine import Engine
 from megatron_vlm.training.scoring import Scored, score_documents
@@ -23,33 +25,44 @@ from megatron_vlm.training.validation import trained_shape
 
 
 class Scorer:
-    """The model of a checkpoint on the ranks that were started, with the tokenizer that it was trained with.
+    """A model on the ranks that were started, with the tokenizer that it was trained with.
 
-    Raises:
-        ConfigError: the layout does not fit the model or the ranks.
-        DataError: no whole checkpoint, or its tokenizer changed since.
+    Attributes:
+        step: steps that the model was trained for.
+        shape: length, size of pictures and tokens a picture of the last of them.
+        tokens: counts of the tokenizer, as the model was built with.
     """
 
-    def __init__(self, checkpoint: Path, config: RunConfig) -> None:
-        self.checkpoint, self.config = checkpoint, config
+    def __init__(
+        self, config: RunConfig, engine: Engine, topology: Topology, tokenizer: Tokenizer, shape: StepShape, step: int
+    ) -> None:
+        self.config, self.engine, self.topology, self.tokenizer = config, engine, topology, tokenizer
+        self.shape, self.step, self.tokens = shape, step, token_counts(tokenizer)
+
+    @classmethod
+    def open(cls, checkpoint: Path, config: RunConfig) -> Scorer:
+        """That of a checkpoint, in the layout of `config`.
+
+        Raises:
+            ConfigError: the layout does not fit the model or the ranks.
+            DataError: no whole checkpoint, or its tokenizer changed since.
+        """
         run = checkpoints.read_run_file(checkpoint)
         problems = layout_problems(config, topology_module.world_size_from_environment())
         if problems:
             raise ConfigError("this layout cannot run:\n" + "\n".join(f"  - {line}" for line in problems))
-        self.step = int(run["step"])
-        #: length, size of pictures and tokens a picture of the last steps that the model was trained with
-        self.shape = trained_shape(config, self.step)
-        self.tokenizer = Tokenizer.load(Path(config.data.tokenizer))
-        if self.tokenizer.fingerprint != run["tokenizer_fingerprint"]:
+        step = int(run["step"])
+        tokenizer = Tokenizer.load(Path(config.data.tokenizer))
+        if tokenizer.fingerprint != run["tokenizer_fingerprint"]:
             raise DataError(
                 f"{config.data.tokenizer} is not the tokenizer that {checkpoint} was trained with; give that one with "
                 f"--data.tokenizer"
             )
-        self.tokens = token_counts(self.tokenizer)
-        self.topology = topology_module.initialize(config.parallel, config.schedule.seed)
+        topology = topology_module.initialize(config.parallel, config.schedule.seed)
         checkpoints.require_undamaged(checkpoint, config.checkpoint.verify)
-        self.engine = Engine(config, self.tokens, self.topology)
-        checkpoints.load_model(self.engine, checkpoint)
+        engine = Engine(config, token_counts(tokenizer), topology)
+        checkpoints.load_model(engine, checkpoint)
+        return cls(config, engine, topology, tokenizer, trained_shape(config, step), step)
 
     @property
     def decodes(self) -> bool:

@@ -13,6 +13,7 @@ Paths are relative to the file. Forms are those of `questions.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -95,6 +96,24 @@ class Task:
     @property
     def shows_pictures(self) -> bool:
         return bool(self.pictures)
+
+
+def task_files(places: Sequence[Path]) -> list[Path]:
+    """Files as they are and folders by their .yaml, sorted; each once.
+
+    Raises:
+        ConfigError: a folder without any.
+    """
+    files: list[Path] = []
+    for place in places:
+        if not place.is_dir():
+            files.append(place)
+            continue
+        found = sorted(place.glob("*.yaml"))
+        if not found:
+            raise ConfigError(f"{place}: no task in it (a .yaml)")
+        files += found
+    return list(dict.fromkeys(files))
 
 
 def load_task(path: Path) -> Task:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,14 +52,17 @@ class Outcome:
 class Run:
     """One process's part of a run. Build it on every rank, call `train`."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, tasks: Measure | None = None) -> None:
         """
+        Args:
+            tasks: measures the model every `evaluation.interval` steps and at the end, beside the held-out losses.
+
         Raises:
             ConfigError, DataError, UserError: what cannot run is refused here, before the first step.
         """
         check(config, topology_module.world_size_from_environment())
         config = with_resolved_decoder(config)
-        self.config = config
+        self.config, self.tasks = config, tasks
         self.tokenizer = Tokenizer.load(Path(config.data.tokenizer))
         self.tokens = token_counts(self.tokenizer)
         sources = open_sources(config.data.sources, self.tokenizer, config.model.image_tokens)
@@ -185,7 +189,9 @@ class Run:
             measured = self.step == started_at and self.step > 0
             if not measured and (self._due(config.logging.eval_interval) or (began and config.logging.eval_interval)):
                 self._evaluate(log)
-            done = self.step >= config.total_steps or bool(self._ended)
+            if not measured and self.tasks is not None and (self._due(config.evaluation.interval) or self._at_end()):
+                self._answer_tasks(log)
+            done = self._at_end()
             if self.saver.pending:
                 self.pulse.enter(self.step, "save", long=True)  # rank 0 may publish it, and others wait for that
                 self.saver.poll()
@@ -271,6 +277,18 @@ class Run:
             shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
             print(f"step {self.step} | held out: {shown}", flush=True)
 
+    def _at_end(self) -> bool:
+        return self.step >= self.config.total_steps or bool(self._ended)
+
+    def _answer_tasks(self, log: MetricsLog | None) -> None:
+        assert self.tasks is not None
+        self.pulse.enter(self.step, "tasks", long=True)
+        scores = dict(self.tasks(self))
+        if log is not None:
+            log.write({"kind": "tasks", "step": self.step, "scores": scores})
+            shown = " ".join(f"{name} {value:.1%}" for name, value in scores.items())
+            print(f"step {self.step} | tasks: {shown}", flush=True)
+
     def save(self, last: bool = True) -> None:
         """Save the moment before step `self.step`; the `last` one is on disk when this returns."""
         self.pulse.enter(self.step, "save", long=True)
@@ -282,9 +300,13 @@ class Run:
         self.saver.save(self.engine, self.step, self.data.state, extra, last)
 
 
-def train(config: RunConfig) -> Outcome:
+#: name and value of what is measured of a run's model as it stands, the same on every rank
+Measure = Callable[[Run], Iterable[tuple[str, float]]]
+
+
+def train(config: RunConfig, tasks: Measure | None = None) -> Outcome:
     """Build and run one training process; the process groups are left at the end."""
-    run = Run(config)
+    run = Run(config, tasks)
     try:
         return run.train()
     finally:

@@ -36,7 +36,7 @@ class MetricsLog:
             except ValueError:
                 continue  # the half line of a run that was killed
             # the measurement at a checkpoint's step was made before it was saved, and is not made again
-            measured = record.get("kind") == "eval" and record["step"] == first_step > 0
+            measured = record.get("kind") in ("eval", "tasks") and record["step"] == first_step > 0
             if record.get("step", 0) < first_step or measured:
                 kept.append(line + "\n")
         atomic_file.write_text(self.path, "".join(kept))

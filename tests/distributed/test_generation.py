@@ -47,7 +47,7 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _generator(folder: Path, parallel: dict[str, Any], world: int, together: int = 32) -> Generator:
     checkpoint = find_checkpoint(folder)
     config = layout_for(checkpoint_config(checkpoint), world, parallel, generates=True)
-    return Generator(Scorer(checkpoint, config), together)
+    return Generator(Scorer.open(checkpoint, config), together)
 
 
 def _prompts(generator: Generator) -> list[Prompt]:

@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_vlm.config.run import RunConfig
+from megatron_vlm.errors import ConfigError
+from megatron_vlm.evaluation.during_training import TaskMeasure
 from megatron_vlm.evaluation.likelihood import likelihoods
 from megatron_vlm.evaluation.prompts import choices_of, segment_of, split_ids
 from megatron_vlm.evaluation.questions import read_questions
 from megatron_vlm.evaluation.scorer import Scorer
 from megatron_vlm.evaluation.suite import run_tasks
-from megatron_vlm.evaluation.task import Task
+from megatron_vlm.evaluation.task import Task, load_task, task_files
 from megatron_vlm.evaluation.task_pictures import TaskPictures
 from megatron_vlm.training.checkpoint import checkpoint_config, find_checkpoint
 from megatron_vlm.training.loop import Run
@@ -82,7 +85,7 @@ def _tasks(folder: Path) -> list[Task]:
 def _scorer(folder: Path, parallel: dict[str, Any]) -> Scorer:
     checkpoint = find_checkpoint(folder)
     config = checkpoint_config(checkpoint)
-    return Scorer(checkpoint, replace(config, parallel=replace(config.parallel, **parallel)))
+    return Scorer.open(checkpoint, replace(config, parallel=replace(config.parallel, **parallel)))
 
 
 def _scores(folder: Path, parallel: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -139,3 +142,45 @@ def test_every_layout_answers_alike(folder: Path) -> None:
     for ranks, parallel in LAYOUTS.values():
         for found in run_ranks(ranks, _scores, folder, parallel):
             assert found == expected
+
+
+def _train_with_tasks(config: RunConfig) -> int:
+    return Run(config, TaskMeasure(config)).train().exit_code
+
+
+def test_tasks_on_the_way_score_as_on_the_checkpoint(folder: Path, data: Path, tmp_path: Path) -> None:
+    """Under pipeline and data parallelism, and once more where the run is resumed."""
+    pictures = SAMPLE / "images" / "train-00000.tar"
+    said = f"form: multiple_choice\ndata: {folder / 'choice.jsonl'}\npictures: {pictures}\n"
+    (tmp_path / "choice.yaml").write_text(said)
+    (tmp_path / "asked.yaml").write_text(f"form: open\ndata: {folder / 'asked.jsonl'}\nmax_new_tokens: 3\n")
+    fields = {
+        "logging.directory": tmp_path / "run",
+        "evaluation.tasks": f"['{tmp_path}']",
+        "evaluation.interval": 2,
+        "evaluation.controls": "[blind]",
+        "checkpoint.save_interval": 2,
+    }
+    assert run_ranks(4, _train_with_tasks, configuration(data, PP2, **fields)) == [0] * 4
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = {record["step"]: record["scores"] for record in records if record["kind"] == "tasks"}
+    assert list(found) == [0, 2, 4, 5]
+    assert {name for scores in found.values() for name in scores} == {"asked", "choice", "choice/blind"}
+    tasks = [load_task(path) for path in task_files([tmp_path])]
+    (again,) = run_ranks(1, _scores_of, tmp_path / "run", tasks)
+    assert again == found[5]
+
+
+def _scores_of(folder: Path, tasks: list[Task]) -> dict[str, float]:
+    scores = run_tasks(_scorer(folder, {"pipeline_model_parallel_size": 1}), tasks, ("seen", "blind"))
+    return {s.task if s.control == "seen" else f"{s.task}/{s.control}": s.score.mean for s in scores}
+
+
+def test_what_a_layout_cannot_answer_is_refused_at_start(folder: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "asked.yaml").write_text(f"form: open\ndata: {folder / 'asked.jsonl'}\n")
+    fields = {"evaluation.tasks": f"['{tmp_path / 'asked.yaml'}']"}
+    TaskMeasure(configuration(data, **fields))
+    with pytest.raises(ConfigError, match="asked would be answered by generation"):
+        TaskMeasure(configuration(data, {**TP2, "sequence_parallel": True}, **fields))
+    with pytest.raises(ConfigError, match="no task in it"):
+        TaskMeasure(configuration(data, **{"evaluation.tasks": f"['{folder / 'checkpoints'}']"}))
