@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Tasks as `megatron-vlm evaluate` answers them, on the way. Scores go to metrics.jsonl (kind `tasks`) and TensorBoard."""
+    """Tasks as `megatron-vlm evaluate` answers them; scores go to metrics.jsonl (kind `tasks`) and TensorBoard."""
 
     #: task files (docs/evaluation.md), or folders of them
     tasks: tuple[str, ...] = ()
