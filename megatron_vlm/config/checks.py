@@ -64,6 +64,24 @@ def _positive(config: RunConfig) -> Iterator[str]:
                 yield f"{section}.{name}: {value} must be at least 1"
 
 
+def _lora(config: RunConfig) -> Iterator[str]:
+    lora, language = config.model.lora, config.model.language
+    if not lora.rank:
+        return
+    narrowest = min(language.hidden_size, language.ffn_width, language.query_groups * language.head_dim)
+    if not 0 < lora.rank <= narrowest:
+        yield f"model.lora.rank: {lora.rank} must be 0 (off) to {narrowest}, the narrowest matrix's side"
+    if not lora.targets:
+        yield "model.lora.targets: name at least one of qkv, proj, fc1, fc2"
+    if lora.alpha <= 0:
+        yield f"model.lora.alpha: {lora.alpha:g} must be above 0"
+    if config.parallel.layer_spec == "transformer_engine":
+        yield (
+            "model.lora.rank: low-rank updates stand beside megatron-core's own layers, and Transformer Engine's are fused; "
+            "set parallel.layer_spec to host, or the rank to 0"
+        )
+
+
 def _model(config: RunConfig) -> Iterator[str]:
     language, vision = config.model.language, config.model.vision
     shuffle = config.model.projector.pixel_shuffle
@@ -255,6 +273,7 @@ def problems(config: RunConfig, world_size: int) -> list[str]:
         return found
     return [
         *_model(config),
+        *_lora(config),
         *_layout(config, world_size),
         *_batches(config, world_size),
         *curriculum_problems(config),

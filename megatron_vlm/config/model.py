@@ -111,10 +111,23 @@ class ProjectorConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank updates beside the language blocks' matrices (LoRA): these are trained instead of the language model."""
+
+    #: 0: off
+    rank: int = 0
+    #: updates count alpha / rank
+    alpha: float = 16.0
+    #: matrices with an update: queries, keys and values; the attention's output; gate and up; down
+    targets: tuple[Literal["qkv", "proj", "fc1", "fc2"], ...] = ("qkv", "proj", "fc1", "fc2")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     language: LanguageConfig = field(default_factory=LanguageConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     @property
     def image_tokens(self) -> int:

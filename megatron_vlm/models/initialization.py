@@ -46,6 +46,8 @@ def _generator(seed: int, name: str) -> torch.Generator:
 
 def _standard_deviation(name: str, shape: Sequence[int], language: LanguageConfig) -> float:
     fan_in = 1 / math.sqrt(shape[-1])
+    if name.endswith(".lora_a"):
+        return fan_in
     if not name.startswith("language_model."):
         is_table = "position_embeddings" in name or "_token" in name
         return 0.02 if is_table else fan_in
@@ -65,7 +67,7 @@ def initialize_parameters(chunks: Sequence[MegatronModule], language: LanguageCo
             shard.data.zero_()
         shape = tuple(shard.global_shape)
         drawn = len(shape) > 1 or "class_token" in shard.key
-        if not drawn or shard.data is None:
+        if not drawn or shard.data is None or shard.key.endswith(".lora_b"):  # zero: no update at first
             continue
         if shard.key not in whole:
             whole.clear()  # shards of one name follow each other; keep one whole tensor at a time

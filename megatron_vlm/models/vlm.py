@@ -12,6 +12,7 @@ from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.models.image_pool import pool_for, pool_rows
 from megatron_vlm.models.language import LanguageModel, padded_vocab_size
+from megatron_vlm.models.lora import add_lora
 from megatron_vlm.models.projector import Projector
 from megatron_vlm.models.specs import choose_layer_spec, language_block_spec
 from megatron_vlm.models.transformer_configs import language_config, projector_config, vision_config
@@ -73,6 +74,8 @@ class VisionLanguageModel(MegatronModule):
             vp_stage=vp_stage,
             z_loss=config.optimizer.z_loss,
         )
+        if model.lora.rank:
+            add_lora(self.language_model.decoder, model.lora, gated=transformer.gated_linear_unit)
         self.vision: VisionEncoder | None = None
         self.projector: Projector | None = None
         if pre_process:

@@ -38,6 +38,10 @@ class _Forward:
     def total(self) -> int:
         return self.first + self.matrices + self.attention
 
+    def frozen_backward(self, below_learns: bool) -> int:
+        """Forward, and the gradients of what goes through a frozen module in which something else learns."""
+        return self.first * (1 + below_learns) + self.matrices * 2 + self.attention * 3
+
     def with_backward(self, learns: bool, below_learns: bool) -> int:
         if not (learns or below_learns):
             return self.total
@@ -65,6 +69,25 @@ def _language(model: ModelConfig, vocab_size: int, positions: int, lengths: Iter
     output = 2 * positions * hidden * vocab_size
     # the embedding learns with the rest and costs no product, so that no matrix is the first that learns
     return _Forward(0, language.num_layers * (qkv + out + mlp) + output, language.num_layers * attention)
+
+
+def _lora(model: ModelConfig, positions: int) -> _Forward:
+    """Low-rank updates beside the language blocks' matrices: A and B of each target."""
+    language, lora = model.language, model.lora
+    hidden, width = language.hidden_size, language.ffn_width
+    heads, groups = language.num_attention_heads * language.head_dim, language.query_groups * language.head_dim
+    up = 2 if language.activation == "swiglu" else 1
+    sides = {"qkv": hidden + heads + 2 * groups, "proj": heads + hidden, "fc1": hidden + up * width, "fc2": width + hidden}
+    layer = 2 * positions * lora.rank * sum(sides[target] for target in lora.targets)
+    first = 2 * positions * lora.rank * hidden if "qkv" in lora.targets else 0
+    return _Forward(first, language.num_layers * layer - first, 0)
+
+
+def _beside(model: ModelConfig, language: _Forward, positions: int) -> _Forward:
+    """The frozen language model under low-rank updates: the first matrix of all is that whose input needs no gradient."""
+    config = model.language
+    qkv = 2 * positions * config.hidden_size * (config.num_attention_heads + 2 * config.query_groups) * config.head_dim
+    return _Forward(qkv, language.matrices - qkv, language.attention)
 
 
 def _vision(model: ModelConfig, pictures: int, image_size: int | None) -> _Forward:
@@ -117,8 +140,16 @@ def step_flops(model: ModelConfig, vocab_size: int, batch: BatchShape, frozen: I
     frozen = set(frozen)
     vision_learns, projector_learns = (batch.pictures > 0 and module not in frozen for module in ("vision", "projector"))
     language = _language(model, vocab_size, batch.positions, batch.document_lengths)
+    below_learns = vision_learns or projector_learns
+    if model.lora.rank:
+        learns = "language" not in frozen
+        base = _beside(model, language, batch.positions)
+        done = base.frozen_backward(below_learns) if learns else base.with_backward(False, below_learns)
+        done += _lora(model, batch.positions).with_backward(learns, below_learns)
+    else:
+        done = language.with_backward("language" not in frozen, below_learns)
     return (
-        language.with_backward("language" not in frozen, vision_learns or projector_learns)
+        done
         + _projector(model, batch.pictures, batch.image_size).with_backward(projector_learns, vision_learns)
         + _vision(model, batch.pictures, batch.image_size).with_backward(vision_learns, False)
     )

@@ -22,7 +22,7 @@ from megatron_vlm.models.initialization import initialize_parameters
 from megatron_vlm.models.vlm import VisionLanguageModel
 from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training.optimizer import Optimizer, read_state, write_state
-from megatron_vlm.training.parameter_groups import frozen_in, held_at_zero
+from megatron_vlm.training.parameter_groups import frozen_in, held_at_zero, updated_beside
 from megatron_vlm.training.updates import UpdateCount
 
 
@@ -106,7 +106,8 @@ class Engine:
         self._release()
         for chunk in self.chunks:
             for name, parameter in chunk.named_parameters():
-                parameter.requires_grad_(not frozen_in(name, freeze) and not held_at_zero(name, self.config))
+                held = held_at_zero(name, self.config) or updated_beside(name, self.config)
+                parameter.requires_grad_(not frozen_in(name, freeze) and not held)
         self._wrap()
         # what is new begins with moments of zero, so that a checkpoint can be written before its first update
         write_state(self.optimizer, self.ddp, *carried)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.models.lora import is_lora
 
 #: module of the configuration -> how its parameters' names begin
 MODULES = {"language": "language_model.", "vision": "vision.", "projector": "projector."}
@@ -31,6 +32,11 @@ def frozen_in(name: str, freeze: Sequence[str]) -> bool:
     return any(name.startswith(MODULES.get(entry, entry)) for entry in freeze)
 
 
+def updated_beside(name: str, config: RunConfig) -> bool:
+    """The language model's own parameters where low-rank updates are trained instead of them."""
+    return config.model.lora.rank > 0 and module_of(name) == "language" and not is_lora(name)
+
+
 def held_at_zero(name: str, config: RunConfig) -> bool:
     """Norm biases under `layernorm_gain`: Transformer Engine's norms have one, which stays zero, untrained."""
     gain_only = config.model.language.normalization == "layernorm_gain"
@@ -39,6 +45,8 @@ def held_at_zero(name: str, config: RunConfig) -> bool:
 
 def training_pattern(name: str, config: RunConfig) -> str:
     """A digit a stage: 1 where the parameter is trained, 0 where it is frozen."""
+    if updated_beside(name, config):
+        return "0" * len(config.curriculum.stages)
     return "".join("0" if frozen_in(name, stage.freeze) else "1" for stage in config.curriculum.stages)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.errors import DataError
+from megatron_vlm.models.lora import is_lora
 from megatron_vlm.training.checkpoint.choosing import choose_in
 from megatron_vlm.training.checkpoint.run_file import checkpoint_config, read_run_file
 from megatron_vlm.training.checkpoint.state import load_model, load_training
@@ -26,7 +27,9 @@ def start_from(engine: Engine, config: RunConfig) -> Path:
     assert settings.start_from is not None
     checkpoint = choose_in(Path(settings.start_from), settings.verify)
     if settings.start_with == "weights":
-        load_model(engine, checkpoint)
+        # low-rank updates begin with nothing where the model that they are for had none
+        new = config.model.lora.rank and not checkpoint_config(checkpoint).model.lora.rank
+        load_model(engine, checkpoint, without=is_lora if new else None)
         engine.enter_stage(0)
         return checkpoint
     run, theirs, first = read_run_file(checkpoint), checkpoint_config(checkpoint).curriculum, config.curriculum.stages[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,14 @@ def saved_state(engine: Engine) -> dict[str, Any]:
     return {**model, "optimizer": engine.optimizer.sharded_state_dict(_merged(model), False, dict(SHARDING))}
 
 
-def load_model(engine: Engine, checkpoint: Path) -> None:
-    """Weights alone, into the chunks of this layout."""
-    _load(engine, checkpoint, _model_state(engine))
+def load_model(engine: Engine, checkpoint: Path, without: Callable[[str], bool] | None = None) -> None:
+    """Weights alone, into the chunks of this layout; those that `without` names keep the values that they have."""
+    state = _model_state(engine)
+    if without is not None:
+        state = {
+            chunk: {name: value for name, value in weights.items() if not without(name)} for chunk, weights in state.items()
+        }
+    _load(engine, checkpoint, state, without)
 
 
 def load_training(engine: Engine, config: RunConfig, checkpoint: Path, run: dict[str, Any]) -> None:
@@ -69,7 +74,9 @@ def load_training(engine: Engine, config: RunConfig, checkpoint: Path, run: dict
         engine.optimizer.load_state_dict(loaded["optimizer"])
 
 
-def _load(engine: Engine, checkpoint: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+def _load(
+    engine: Engine, checkpoint: Path, wanted: dict[str, Any], without: Callable[[str], bool] | None = None
+) -> dict[str, Any]:
     try:
         loaded = dist_checkpointing.load(wanted, str(checkpoint), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
     # torch's CheckpointException, raised for a tensor that is missing or has another shape, is no Exception
@@ -84,5 +91,6 @@ def _load(engine: Engine, checkpoint: Path, wanted: dict[str, Any]) -> dict[str,
     chunks: Sequence[Any] = [unwrap(chunk) for chunk in engine.chunks]
     names = ["model"] if len(chunks) == 1 else [f"model{i}" for i in range(len(chunks))]
     for name, chunk in zip(names, chunks, strict=True):
-        chunk.load_state_dict(loaded[name], strict=True)
+        kept = {n: value for n, value in chunk.state_dict().items() if without is not None and without(n)}
+        chunk.load_state_dict({**loaded[name], **kept}, strict=True)
     return loaded
