@@ -8,9 +8,11 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from megatron_vlm.config.parallel import ParallelConfig
 from megatron_vlm.errors import UserError
+from megatron_vlm.parallel.meeting import agreed_name
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,11 @@ def initialize(parallel: ParallelConfig, seed: int) -> Topology:
     if not dist.is_initialized():
         backend = "nccl" if device_type == "cuda" else "gloo"
         timeout = timedelta(seconds=parallel.timeout_s)
-        if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store, rank, world_size = next(iter(rendezvous("env://", timeout=timeout)))
+            own = dist.PrefixStore(agreed_name(store, rank, world_size, timeout), store)
+            dist.init_process_group(backend, store=own, rank=rank, world_size=world_size, timeout=timeout)
+        elif "RANK" in os.environ and "MASTER_ADDR" in os.environ:
             dist.init_process_group(backend, timeout=timeout)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)

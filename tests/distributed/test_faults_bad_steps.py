@@ -178,8 +178,8 @@ def test_rewound_parameters_are_the_checkpoints_and_the_data_goes_on(
     common: dict[str, Any] = {**fields, "schedule.train_steps": 7, "checkpoint.save_interval": 2}
     config = configuration(data, **common, **{"faults.on_bad_step": "rewind", "logging.directory": tmp_path / "run"})
 
-    # step 4 saves before it is made: only the checkpoint of step 2 is left to go back to
-    results = run_ranks(2, _without_checkpoint_4, config)
+    # step 4 saves before it is made, and what it saved is damaged: only the checkpoint of step 2 is left to go back to
+    results = run_ranks(2, _damaged_checkpoint_4, config)
     assert [result[:2] for result in results] == [(0, 7)] * 2
     (fault,) = _records(tmp_path / "run", "fault")
     assert (fault["step"], fault["action"], fault["rewound_to"]) == (4, "rewind", 2)
@@ -191,11 +191,22 @@ def test_rewound_parameters_are_the_checkpoints_and_the_data_goes_on(
         assert results[rank][2] == expected[rank]
 
 
-def _without_checkpoint_4(config: RunConfig) -> tuple[int, int, dict[str, bytes]]:
+def _damaged_checkpoint_4(config: RunConfig) -> tuple[int, int, dict[str, bytes]]:
     run = Run(config)
     _spoil(run, "loss", (4,))
     save = run.save
-    run.save = lambda last=True: None if run.step == 4 else save(last)  # type: ignore[method-assign]
+
+    def save_and_damage(last: bool = True) -> None:
+        save(last)
+        if run.step == 4:
+            run.saver.finish()
+            if run.is_writer:
+                path = max(checkpoints.find_checkpoint(Path(config.logging.directory)).glob("*.distcp"))
+                content = bytearray(path.read_bytes())
+                content[len(content) // 2] ^= 1
+                path.write_bytes(content)
+
+    run.save = save_and_damage  # type: ignore[method-assign]
     outcome = run.train()
     return outcome.exit_code, outcome.step, _weights(run)
 

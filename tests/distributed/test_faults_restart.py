@@ -23,8 +23,7 @@ from tests.distributed.tiny_run import configuration
 pytestmark = [pytest.mark.distributed, pytest.mark.chaos]
 
 STEPS = 24
-#: the second: torchrun otherwise keeps one store over all its restarts, where ranks find the addresses of the dead ones
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
 def _fields(folder: Path) -> dict[str, Any]:

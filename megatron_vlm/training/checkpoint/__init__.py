@@ -7,7 +7,7 @@ docs/checkpoints.md is the page for users.
 """
 
 from megatron_vlm.training.checkpoint.checksums import content_damage
-from megatron_vlm.training.checkpoint.choosing import choose_checkpoint, choose_in, require_undamaged
+from megatron_vlm.training.checkpoint.choosing import choose_checkpoint, choose_in, newest_whole, require_undamaged
 from megatron_vlm.training.checkpoint.folders import (
     RUN_FILE,
     checkpoint_folder,
@@ -36,6 +36,7 @@ __all__ = [
     "is_complete",
     "load_model",
     "load_training",
+    "newest_whole",
     "read_run_file",
     "remove_partial",
     "require_undamaged",

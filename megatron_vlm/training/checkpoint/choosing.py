@@ -57,7 +57,8 @@ def require_undamaged(checkpoint: Path, verify: bool) -> Path:
     return checkpoint
 
 
-def _newest_whole(candidates: list[Path], verify: bool) -> Path | None:
+def newest_whole(candidates: list[Path], verify: bool) -> Path | None:
+    """The first of `candidates` that is not damaged, with a warning for those that are. Collective."""
     for checkpoint in candidates:
         reason = shared_damage(checkpoint, verify)
         if reason is None:
@@ -76,7 +77,7 @@ def choose_in(where: Path, verify: bool) -> Path:
     if _first_rank_says(lambda: names_one(where)):
         return require_undamaged(where, verify)
     folder = _first_rank_says(lambda: holding_folder(where))
-    found = None if folder is None else _newest_whole(_first_rank_says(lambda: in_line(folder)), verify)
+    found = None if folder is None else newest_whole(_first_rank_says(lambda: in_line(folder)), verify)
     if found is None:
         raise no_checkpoint(where)
     return found
@@ -102,7 +103,7 @@ def choose_checkpoint(config: RunConfig) -> Path | None:
         return None
     if settings.resume != "auto":
         return choose_in(Path(settings.resume), settings.verify)
-    found = _newest_whole(candidates, settings.verify)
+    found = newest_whole(candidates, settings.verify)
     if found is None and candidates:
         raise DataError(f"{folder}: none of its {len(candidates)} checkpoints is whole; move them away to begin anew")
     return found

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.base import (
     StrategyAction,
@@ -26,11 +28,12 @@ from megatron.core.dist_checkpointing.strategies.base import (
 )
 from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
-from torch.distributed.checkpoint.filesystem import SerializationFormat, _write_item
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_vlm.training.checkpoint.checksums import FileChecksum, checksum_of
+from megatron_vlm.training.checkpoint.containers import Containers
 from megatron_vlm.training.checkpoint.shared_memory import MemoryFile, SharedMemory
 
 _BACKEND = ("torch_dist", 1)
@@ -76,15 +79,27 @@ def _common_part() -> Iterator[_CommonPart]:
         register_default_strategy(StrategyAction.SAVE_COMMON, "torch", 1, before)
 
 
-@contextmanager
-def _without_crc() -> Iterator[None]:
-    """torch.save's CRC-32 takes longer than the copy, nothing reads it, and checksums.json says more."""
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)
-    try:
-        yield
-    finally:
-        torch.serialization.set_crc32_options(before)
+def _as_whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as a tensor of its own. megatron-core clones what is a view, and what is saved here is copied before
+    the next step anyway."""
+    if tensor.device.type != "cpu" or not tensor.is_contiguous() or not tensor.numel():
+        return tensor
+    if tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size():
+        return tensor
+    return torch.from_numpy(tensor.view(torch.uint8).numpy() if tensor.dim() else tensor.numpy()).view(tensor.dtype)
+
+
+def _without_views(state: dict[str, Any]) -> dict[str, Any]:
+    """`state` with its factories built and the memory of views as tensors of their own."""
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, ShardedTensor) and value.data is not None:
+            value.data = _as_whole(value.data.detach())
+        return value
+
+    apply_factories(state)
+    dict_list_map_inplace(whole, state)
+    return state
 
 
 class PlannedSave:
@@ -101,7 +116,7 @@ class PlannedSave:
         sharded = _ShardedPart()
         with _common_part() as common:
             dist_checkpointing.save(
-                state,
+                _without_views(state),
                 str(folder),
                 sharded_strategy=sharded,
                 validate_access_integrity=validate,
@@ -112,22 +127,18 @@ class PlannedSave:
         self.results: list[WriteResult] = []
         self._writer, self._metadata = sharded.writer, sharded.metadata
 
-    def _write(self, bucket: filesystem_async.WriteBucket, stream: io.IOBase) -> None:
+    def _write(self, bucket: filesystem_async.WriteBucket, stream: io.IOBase, containers: Containers) -> None:
         _, name, (byte_items, tensor_items) = bucket
         for item, data in [*byte_items, *tensor_items]:
-            given = data.detach().to("cpu") if isinstance(data, torch.Tensor) else data
-            self.results.append(
-                _write_item(
-                    self._writer.transforms,
-                    stream,
-                    given,
-                    item,
-                    name,
-                    serialization_format=SerializationFormat.TORCH_SAVE,
-                )
-            )
+            offset = stream.tell()
+            if isinstance(data, torch.Tensor):
+                containers.write(data.detach().to("cpu"), stream)
+            else:
+                stream.write(data.getbuffer())
+            length = stream.tell() - offset
+            self.results.append(WriteResult(item.index, length, _StorageInfo(name, offset, length)))
 
-    def copy_to(self, memory: SharedMemory) -> list[tuple[str, int, int]]:
+    def copy_to(self, memory: SharedMemory, containers: Containers) -> list[tuple[str, int, int]]:
         """This rank's files as bytes in shared memory: path, first byte, bytes of each. Raises OSError, MemoryError."""
         buckets = self._writer.write_buckets or []
         need = 0
@@ -136,26 +147,24 @@ class PlannedSave:
             need += sum(data.numel() * data.element_size() + _ENTRY_BYTES for _, data in tensor_items)
         memory.reserve(need + _ENTRY_BYTES)
         files, first = [], 0
-        with _without_crc():
-            for bucket in buckets:
-                stream = MemoryFile(memory, first)
-                self._write(bucket, stream)
-                files.append((str(self.folder / bucket[1]), first, stream.length))
-                first = stream.next_page
+        for bucket in buckets:
+            stream = MemoryFile(memory, first)
+            self._write(bucket, stream, containers)
+            files.append((str(self.folder / bucket[1]), first, stream.length))
+            first = stream.next_page
         self.release()
         return files
 
-    def write_files(self) -> dict[str, FileChecksum]:
+    def write_files(self, containers: Containers) -> dict[str, FileChecksum]:
         """This rank's files on disk, flushed; checksums by path. Raises OSError; torch makes a RuntimeError of some."""
         written = {}
-        with _without_crc():
-            for bucket in self._writer.write_buckets or []:
-                path = self.folder / bucket[1]
-                with open(path, "xb") as stream:
-                    self._write(bucket, stream)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                written[str(path)] = checksum_of(path)
+        for bucket in self._writer.write_buckets or []:
+            path = self.folder / bucket[1]
+            with open(path, "xb") as stream:
+                self._write(bucket, stream, containers)
+                stream.flush()
+                os.fsync(stream.fileno())
+            written[str(path)] = checksum_of(path)
         self.release()
         return written
 

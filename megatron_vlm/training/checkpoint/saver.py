@@ -21,6 +21,7 @@ from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data import atomic_file
 from megatron_vlm.errors import UserError
 from megatron_vlm.training.checkpoint.checksums import CHECKSUM_FILE, checksum_of, checksum_text
+from megatron_vlm.training.checkpoint.containers import Containers
 from megatron_vlm.training.checkpoint.folders import (
     RUN_FILE,
     checkpoint_folder,
@@ -41,9 +42,9 @@ _FAILURES = (OSError, RuntimeError, MemoryError)
 class Stop:
     """Seconds for which a save kept this rank from its next step, and what they went into."""
 
-    #: megatron-core gathers the shards of the distributed optimiser, in the one format that every layout can load
+    #: every rank names the shards that it holds
     gather: float
-    #: which rank writes what; megatron-core clones what are views
+    #: which rank writes what
     plan: float
     #: into shared memory; where the rank writes by itself, the writing
     copy: float
@@ -80,6 +81,7 @@ class Saver:
         self.failures = 0
         self._pending: _Pending | None = None
         self._writer: WriterProcess | None = None
+        self._containers = Containers()
         self._validated_stage: int | None = None
 
     @property
@@ -173,7 +175,7 @@ class Saver:
         try:
             if self._writer is None:
                 self._writer = WriterProcess()
-            files = pending.planned.copy_to(self._writer.memory)
+            files = pending.planned.copy_to(self._writer.memory, self._containers)
         except _FAILURES as error:
             pending.written = Written({}, f"no copy could be made: {error}")
             return
@@ -181,7 +183,7 @@ class Saver:
 
     def _write_here(self, pending: _Pending) -> Written:
         try:
-            return Written(pending.planned.write_files())
+            return Written(pending.planned.write_files(self._containers))
         except _FAILURES as error:
             return Written({}, _reason(error))
 

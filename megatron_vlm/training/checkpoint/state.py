@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.errors import DataError
 from megatron_vlm.models.initialization import SHARDING_METADATA
+from megatron_vlm.training.checkpoint.own_shards import own_shards
 from megatron_vlm.training.engine import Engine, unwrap
 
 SHARDING = {
@@ -38,9 +39,11 @@ def _merged(model_state: dict[str, Any]) -> dict[str, Any]:
 
 
 def saved_state(engine: Engine) -> dict[str, Any]:
-    """Sharded weights and optimiser state, sharing memory with the engine. Collective; inside `engine.whole_parameters`."""
+    """Sharded weights and optimiser state, sharing memory with the engine; inside `engine.whole_parameters`."""
     model = _model_state(engine)
-    return {**model, "optimizer": engine.optimizer.sharded_state_dict(_merged(model), False, dict(SHARDING))}
+    with own_shards(engine.optimizer.inner):
+        optimizer = engine.optimizer.sharded_state_dict(_merged(model), False, dict(SHARDING))
+    return {**model, "optimizer": optimizer}
 
 
 def load_model(engine: Engine, checkpoint: Path, without: Callable[[str], bool] | None = None) -> None:

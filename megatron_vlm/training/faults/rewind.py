@@ -13,14 +13,16 @@ from megatron_vlm.training.engine import Engine
 
 
 def last_checkpoint(config: RunConfig, not_after: int) -> Path | None:
-    """This run's newest whole checkpoint of a step up to `not_after`, as rank 0 sees it. Every rank calls it."""
-    found: list[Path | None] = [None]
+    """This run's newest whole checkpoint of a step up to `not_after`, the same on every rank. Every rank calls it.
+
+    Damaged ones are passed over with a warning, compared with their checksums where `checkpoint.verify` says so.
+    """
+    places: list[list[Path]] = [[]]
     if dist.get_rank() == 0:
-        for place in checkpoints.complete_checkpoints(checkpoints.checkpoint_folder(config)):
-            if int(checkpoints.read_run_file(place)["step"]) <= not_after:
-                found = [place]
-    dist.broadcast_object_list(found, src=0)
-    return found[0]
+        whole = checkpoints.complete_checkpoints(checkpoints.checkpoint_folder(config))
+        places = [[place for place in whole if int(checkpoints.read_run_file(place)["step"]) <= not_after]]
+    dist.broadcast_object_list(places, src=0)
+    return checkpoints.newest_whole(places[0][::-1], config.checkpoint.verify)
 
 
 def rewind(engine: Engine, config: RunConfig, place: Path) -> dict[str, Any]:
