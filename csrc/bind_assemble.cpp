@@ -140,6 +140,23 @@ py::tuple bound_assemble_spans(const std::vector<const HeldSource*>& held, const
                         to_numpy(std::move(places)), index.fault.segment, index.fault.id);
 }
 
+py::tuple bound_document_lengths(const HeldSource& held, const Array<std::int64_t>& documents) {
+  if (documents.ndim() != 1) throw std::invalid_argument("documents must have one dimension");
+  const auto count = static_cast<std::size_t>(documents.size());
+  const std::int64_t* asked = documents.data();
+  std::vector<std::int64_t> positions(count), pictures(count), ends(count);
+  {
+    py::gil_scoped_release release;
+    for (std::size_t i = 0; i < count; ++i) {
+      const DocumentLength found = document_length(held.view, asked[i]);
+      positions[i] = found.positions;
+      pictures[i] = found.pictures;
+      ends[i] = found.picture_end;
+    }
+  }
+  return py::make_tuple(to_numpy(std::move(positions)), to_numpy(std::move(pictures)), to_numpy(std::move(ends)));
+}
+
 }  // namespace
 
 void bind_assemble(py::module_& module) {
@@ -152,6 +169,8 @@ void bind_assemble(py::module_& module) {
   py::class_<HeldSource>(module, "IndexedSource", "An indexed dataset as its files are mapped.")
       .def(py::init(&hold_source), py::arg("data"), py::arg("type"), py::arg("lengths"), py::arg("pointers"),
            py::arg("documents"), py::arg("modes"), py::arg("image_tokens"), py::arg("facts").noconvert() = py::none());
+  module.def("document_lengths", &bound_document_lengths, py::arg("source"), py::arg("documents").noconvert(),
+             "Return (positions, pictures, ids up to the last picture) of documents.");
   module.def("assemble_packs", &bound_assemble_packs, py::arg("ids").noconvert(), py::arg("modality").noconvert(),
              py::arg("loss_from").noconvert(), py::arg("masked_per_segment").noconvert(), py::arg("masked").noconvert(),
              py::arg("segments_per_pack").noconvert(), py::arg("sequence_length"), py::arg("image_token_id"),

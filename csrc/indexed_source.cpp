@@ -43,6 +43,28 @@ bool IndexedSource::is_learnt(std::int64_t sequence) const {
   return facts == nullptr || element<std::int32_t>(facts, 2 * sequence) != 0;
 }
 
+DocumentLength document_length(const IndexedSource& source, std::int64_t document) {
+  const auto refuse_document = [document](const char* reason) {
+    throw std::invalid_argument("document " + std::to_string(document) + ": " + reason);
+  };
+  if (document < 0 || document >= source.document_count) refuse_document("there is no such document");
+  const auto first = element<std::int64_t>(source.documents, document);
+  const auto after = element<std::int64_t>(source.documents, document + 1);
+  if (first < 0 || after < first || after > source.sequences) refuse_document("its sequences lie outside the index");
+  DocumentLength found{-1, 0, 0};
+  bool image = false;
+  for (std::int64_t sequence = first; sequence < after; ++sequence) {
+    image = source.is_image(sequence);
+    found.positions += source.length(sequence);
+    if (image) {
+      ++found.pictures;
+      found.picture_end = found.positions + 1;
+    }
+  }
+  if (image) ++found.positions;
+  return found;
+}
+
 void append_span(const std::vector<IndexedSource>& sources, const Span& span, std::int64_t image_token_id,
                  std::int64_t eod_id, Segments& segments, std::vector<PicturePlace>& pictures) {
   if (span.source < 0 || span.source >= static_cast<std::int64_t>(sources.size())) refuse(span, "there is no such source");

@@ -32,6 +32,16 @@ struct Span {
   std::int64_t source, document, start, length;
 };
 
+// What planning knows of a document whose pictures are expanded: positions, pictures, and the ids up to and with the last
+// picture.  Of a document of k ids k - 1 are positions, or k where a picture is at its end, after which an end of document
+// comes; of one without sequences -1.
+struct DocumentLength {
+  std::int64_t positions, pictures, picture_end;
+};
+
+// Throws std::invalid_argument for a document that is not there or whose sequences lie outside the index.
+DocumentLength document_length(const IndexedSource& source, std::int64_t document);
+
 // A picture by the source and the sequence that hold it.
 using PicturePlace = std::pair<std::int64_t, std::int64_t>;
 

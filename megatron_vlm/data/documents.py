@@ -73,7 +73,11 @@ class DocumentSource:
 
     def lengths(self, documents: Integers, image_tokens: int | None = None) -> DocumentLengths:
         """What planning knows of `documents`, int64[n]. `image_tokens` None: as given when the source was opened."""
-        return document_lengths(self.reader, documents, image_tokens or self.image_tokens)
+        rows = image_tokens or self.image_tokens
+        indexed = self.indexed_at(rows)
+        if indexed is None:
+            return document_lengths(self.reader, documents, rows)
+        return DocumentLengths(*indexed.document_lengths(documents))
 
     def totals(self, image_tokens: int | None = None) -> SourceTotals:
         return self.count.totals(image_tokens or self.image_tokens)

@@ -40,6 +40,17 @@ class IndexedSource:
     ) -> None:
         code = self._CODES.get(dtype.name, 0)
         self.held = native.IndexedSource(data, code, lengths, pointers, documents, modes, image_tokens, facts)
+        self._native = native
+
+    def document_lengths(
+        self, documents: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Positions, pictures, and the ids up to and with the last picture of `documents` by number: int64[n] each.
+
+        Raises:
+            ValueError: a document that is not there, or whose sequences lie outside the index.
+        """
+        return self._native.document_lengths(self.held, np.ascontiguousarray(documents, np.int64))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 #: the `INTERFACE` of csrc/module.cpp that this package was written against
-EXPECTED_INTERFACE = 6
+EXPECTED_INTERFACE = 7
 
 Integers = npt.NDArray[np.int64]
 
@@ -57,6 +57,8 @@ class NativeOperators(Protocol):
     # Tensors are passed as addresses, sizes beside them: see csrc/bind_*.cpp for the order.
 
     def FuseSlice(self, *arguments: int) -> object: ...
+
+    def document_lengths(self, source: object, documents: Integers) -> tuple[Integers, Integers, Integers]: ...
 
     def check_slice(self, part: object) -> None: ...
 
