@@ -23,10 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from megatron_vlm.config.checks import check
     from megatron_vlm.config.loading import load_config, to_yaml
+    from megatron_vlm.training.length import with_length
 
     config = load_config(preset=args.preset, file=args.config, overrides=args.overrides)
     if args.check is not None:
-        check(config, args.check)
+        check(with_length(config), args.check)
         print(f"fits {args.check} rank(s)")
     else:
         print(to_yaml(config), end="")

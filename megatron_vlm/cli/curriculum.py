@@ -120,7 +120,9 @@ def _configuration(args: argparse.Namespace) -> tuple[RunConfig, str]:
         file = args.folder / "config.yaml"
     if not (preset or file):
         raise ConfigError("which configuration? Give a YAML file, --preset NAME, or --run FOLDER of a run")
-    config = load_config(preset=preset, file=file, overrides=overrides)
+    from megatron_vlm.training.length import with_length
+
+    config = with_length(load_config(preset=preset, file=file, overrides=overrides))
     name = (args.folder or file or Path(str(preset))).name
     if config.data.sources:
         return config, name

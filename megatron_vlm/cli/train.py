@@ -40,11 +40,12 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from megatron_vlm.config.checks import check
     from megatron_vlm.config.loading import load_config
+    from megatron_vlm.training.length import with_length
 
     overrides = list(args.overrides)
     if args.resume:
         overrides += ["--checkpoint.resume", args.resume]
-    config = load_config(preset=args.preset, file=args.config, overrides=overrides)
+    config = with_length(load_config(preset=args.preset, file=args.config, overrides=overrides))
     check(config, int(os.environ.get("WORLD_SIZE", "1")))  # refused before the slow imports
     from megatron_vlm.cli.quiet import quiet_host_warnings
 

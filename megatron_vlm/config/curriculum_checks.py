@@ -21,7 +21,7 @@ def curriculum_problems(config: RunConfig) -> Iterator[str]:
     """Every reason why the stages cannot run, whatever the number of ranks; sizes must be at least 1 already."""
     schedule, stages = config.schedule, config.curriculum.stages
     if (schedule.train_tokens is None) == (schedule.train_steps is None):
-        yield "schedule.train_tokens: give train_tokens or train_steps, one of the two"
+        yield "schedule.train_tokens: give train_tokens, train_steps or train_epochs, one of the three"
         return
     if config.total_steps < 1:
         yield "schedule.train_tokens: the run has no step; give at least one global batch"

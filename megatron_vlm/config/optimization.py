@@ -35,6 +35,8 @@ class ScheduleConfig:
     #: length of the run in positions (packs * sequence_length), rounded up to whole steps; or in steps
     train_tokens: int | None = None
     train_steps: int | None = None
+    #: instead of these: source -> passes over its documents, for a run of one stage of constant weights
+    train_epochs: dict[str, float] = field(default_factory=dict)
     lr: float = 1e-3
     min_lr: float = 1e-5
     warmup_steps: int = 0

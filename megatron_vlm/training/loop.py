@@ -31,6 +31,7 @@ from megatron_vlm.training.faults.replicas import compare_replicas, replicas_mes
 from megatron_vlm.training.faults.response import BadStepResponse
 from megatron_vlm.training.faults.watchdog import Watchdog
 from megatron_vlm.training.learning_rate import learning_rate_law
+from megatron_vlm.training.length import with_length
 from megatron_vlm.training.metrics import MetricsLog, Progress
 from megatron_vlm.training.parameter_groups import MODULES
 from megatron_vlm.training.signals import EXIT_SAVED_ON_SIGNAL, StopRequest
@@ -60,6 +61,7 @@ class Run:
         Raises:
             ConfigError, DataError, UserError: what cannot run is refused here, before the first step.
         """
+        config = with_length(config)
         check(config, topology_module.world_size_from_environment())
         config = with_resolved_decoder(config)
         self.config, self.tasks = config, tasks

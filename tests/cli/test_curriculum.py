@@ -184,7 +184,7 @@ def test_a_run_beside_its_plan(finished: Path, capsys: pytest.CaptureFixture[str
         (["tiny", "--preset", "tiny"], "two configurations; give one"),
         (["tinny"], "did you mean 'tiny'"),
         (["gone.yaml"], "gone.yaml: cannot be read"),
-        (["tiny"], "this curriculum has no plan:\n  - schedule.train_tokens: give train_tokens or train_steps"),
+        (["tiny"], "this curriculum has no plan:\n  - schedule.train_tokens: give train_tokens, train_steps"),
         (["tiny", *SIZE, "--out", "plan.gif"], "plan.gif ends with none of .png, .svg, .pdf, .html"),
         (["tiny", *SIZE, "--curriculum.stages.1.image_pool", "3"], "image_pool: 3 does not divide the 2 x 2 rows"),
         (["tiny", *SIZE, "--assume", "captions"], "--assume captions: say SOURCE=TOKENS"),

@@ -47,24 +47,22 @@ def own_shards(optimizer: Any) -> Iterator[None]:
         del optimizer.sharded_param_state_fully_reshardable
 
 
-def _shards(optimizer: DistributedOptimizer, model_state: dict[str, Any]) -> dict[int, dict[str, ShardedTensor]]:
+def _shards(optimizer: DistributedOptimizer, model_state: dict[str, Any]) -> dict[str, ShardedTensor]:
+    """By names that mean nothing: what is loaded is found by its key. In one map, of which nothing is left in the part that
+    all ranks have in common."""
     named, _ = extract_matching_values(model_state, lambda value: isinstance(value, ShardedBase))
     by_parameter = {id(sharded.data): sharded for sharded in nested_values(named)}
-    state: dict[int, dict[str, ShardedTensor]] = {}
-    number = 0
-    for buffer, ranges in zip(optimizer.buffers, optimizer.gbuf_ranges, strict=True):
+    state: dict[str, ShardedTensor] = {}
+    for ranges in optimizer.gbuf_ranges:
         (of_buckets,) = ranges.values()
-        held = {parameter: of for bucket in of_buckets for parameter, of in bucket["param_map"].items()}
-        for parameter in buffer.param_index_map:
-            state[number] = {}
-            if parameter in held:
-                own = held[parameter]["param"]
+        for bucket in of_buckets:
+            for parameter, held in bucket["param_map"].items():
+                own, sharded = held["param"], by_parameter[id(parameter)]
                 tensors = optimizer._get_main_param_and_optimizer_states(parameter)
                 for key, flat in tensors.items():
                     if key != "step":
-                        parts = _parts(by_parameter[id(parameter)], f"{_PREFIX}.{key}", flat, own.start, own.end)
-                        state[number] |= {f"{key}.{place}": part for place, part in enumerate(parts)}
-            number += 1
+                        for part in _parts(sharded, f"{_PREFIX}.{key}", flat, own.start, own.end):
+                            state[f"{len(state)}"] = part
     return state
 
 
