@@ -27,7 +27,7 @@ class BatchShape:
 
 
 @dataclass(frozen=True)
-class _Forward:
+class Forward:
     """Forward operations of a module, by what their backward pass depends on."""
 
     first: int  # matrices that the module's input enters
@@ -48,7 +48,8 @@ class _Forward:
         )
 
 
-def _language(model: ModelConfig, vocab_size: int, positions: int, lengths: Iterable[int]) -> _Forward:
+def language_forward(model: ModelConfig, vocab_size: int, positions: int, lengths: Iterable[int]) -> Forward:
+    """Language blocks and the output layer; `model.language.num_layers` and `vocab_size` may be those of a part."""
     language = model.language
     hidden, heads, groups, head = (
         language.hidden_size,
@@ -64,10 +65,11 @@ def _language(model: ModelConfig, vocab_size: int, positions: int, lengths: Iter
     mlp = 2 * positions * hidden * language.ffn_width * (up + 1)
     output = 2 * positions * hidden * vocab_size
     # the embedding learns with the rest and costs no product, so that no matrix is the first that learns
-    return _Forward(0, language.num_layers * (qkv + out + mlp) + output, language.num_layers * attention)
+    return Forward(0, language.num_layers * (qkv + out + mlp) + output, language.num_layers * attention)
 
 
-def _vision(model: ModelConfig, pictures: int, image_size: int | None) -> _Forward:
+def vision_forward(model: ModelConfig, pictures: int, image_size: int | None) -> Forward:
+    """The encoder, for pictures of `image_size` pixels a side (None: its own)."""
     vision = model.vision
     count = ((image_size or vision.image_size) // vision.patch_size) ** 2
     tokens = count + vision.prefix_tokens
@@ -76,10 +78,11 @@ def _vision(model: ModelConfig, pictures: int, image_size: int | None) -> _Forwa
     up = 2 if vision.activation == "swiglu" else 1
     layers = pictures * (vision.num_layers - vision.skip_last_layers)
     matrices = 2 * tokens * hidden * 4 * hidden + 2 * tokens * hidden * width * (up + 1)
-    return _Forward(pictures * patches, layers * matrices, layers * 4 * tokens * tokens * hidden)
+    return Forward(pictures * patches, layers * matrices, layers * 4 * tokens * tokens * hidden)
 
 
-def _projector(model: ModelConfig, pictures: int, image_size: int | None) -> _Forward:
+def projector_forward(model: ModelConfig, pictures: int, image_size: int | None) -> Forward:
+    """The projector; its rows are averaged afterwards only."""
     projector = model.projector
     size = model.vision.hidden_size * projector.pixel_shuffle**2
     out = model.language.hidden_size
@@ -90,22 +93,22 @@ def _projector(model: ModelConfig, pictures: int, image_size: int | None) -> _Fo
         "mlp3": (size * width, width**2 + width * out),
     }[projector.kind]
     rows = pictures * model.image_tokens_at(image_size)  # averaged only afterwards
-    return _Forward(2 * rows * first, 2 * rows * rest, 0)
+    return Forward(2 * rows * first, 2 * rows * rest, 0)
 
 
 def language_forward_flops(model: ModelConfig, vocab_size: int, positions: int, lengths: Iterable[int]) -> int:
     """Language blocks and the output layer, forward, packed documents."""
-    return _language(model, vocab_size, positions, lengths).total
+    return language_forward(model, vocab_size, positions, lengths).total
 
 
 def vision_forward_flops(model: ModelConfig, pictures: int, image_size: int | None = None) -> int:
     """Patch embedding and layers of the encoder, forward, for pictures of `image_size` pixels a side (None: its own)."""
-    return _vision(model, pictures, image_size).total
+    return vision_forward(model, pictures, image_size).total
 
 
 def projector_forward_flops(model: ModelConfig, pictures: int, image_size: int | None = None) -> int:
     """The projector's matrices, forward."""
-    return _projector(model, pictures, image_size).total
+    return projector_forward(model, pictures, image_size).total
 
 
 def step_flops(model: ModelConfig, vocab_size: int, batch: BatchShape, frozen: Iterable[str] = ()) -> int:
@@ -116,9 +119,9 @@ def step_flops(model: ModelConfig, vocab_size: int, batch: BatchShape, frozen: I
     """
     frozen = set(frozen)
     vision_learns, projector_learns = (batch.pictures > 0 and module not in frozen for module in ("vision", "projector"))
-    language = _language(model, vocab_size, batch.positions, batch.document_lengths)
+    language = language_forward(model, vocab_size, batch.positions, batch.document_lengths)
     return (
         language.with_backward("language" not in frozen, vision_learns or projector_learns)
-        + _projector(model, batch.pictures, batch.image_size).with_backward(projector_learns, vision_learns)
-        + _vision(model, batch.pictures, batch.image_size).with_backward(vision_learns, False)
+        + projector_forward(model, batch.pictures, batch.image_size).with_backward(projector_learns, vision_learns)
+        + vision_forward(model, batch.pictures, batch.image_size).with_backward(vision_learns, False)
     )
