@@ -37,6 +37,8 @@ class Efficiency:
     tensor_overlap: float = 0.6
     #: seconds of gap that each kernel of a layer costs
     kernel_gap: float = 1.5e-6
+    #: seconds that each node of a ring adds to a collective over it
+    node_latency: float = 3e-6
     #: seconds of a step outside of its passes: clipping, the report, the next batch's start
     step_overhead: float = 0.01
 

@@ -141,7 +141,9 @@ def estimate(
     layout = layout_of(config, gpus, precision, vision)
     if gpus % (layout.tensor * layout.pipeline):
         size = layout.tensor * layout.pipeline
-        raise ConfigError(f"--gpus {gpus}: tensor x pipeline = {size} does not divide it; nearest: {max(1, gpus // size) * size}")
+        raise ConfigError(
+            f"--gpus {gpus}: tensor x pipeline = {size} does not divide it; nearest: {max(1, gpus // size) * size}"
+        )
     hardware.peak_of(layout.precision)
     padded = padded_vocab(config, vocab_size)
     measured = efficiency or efficiency_of(hardware.name)

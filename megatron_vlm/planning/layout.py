@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from megatron_vlm.config.run import RunConfig
@@ -78,6 +78,13 @@ def vision_placement(config: RunConfig) -> VisionPlacement:
     """The one place where the configuration is asked for it; without such a field, encoders are tensor-parallel."""
     chosen: VisionPlacement = getattr(config.parallel, "vision", "tensor")
     return chosen
+
+
+def with_vision(config: RunConfig, vision: VisionPlacement) -> RunConfig:
+    """The configuration with that placement, where it has a field for it."""
+    if not hasattr(config.parallel, "vision"):
+        return config
+    return replace(config, parallel=replace(config.parallel, vision=vision))  # type: ignore[arg-type]
 
 
 def tensor_overlap(config: RunConfig) -> bool:

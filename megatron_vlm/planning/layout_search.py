@@ -10,7 +10,7 @@ from megatron_vlm.config.run import RunConfig
 from megatron_vlm.planning.efficiency import Efficiency, efficiency_of
 from megatron_vlm.planning.estimate import Estimate, estimate, padded_vocab
 from megatron_vlm.planning.hardware import Hardware
-from megatron_vlm.planning.layout import VISION_PLACEMENTS, Layout, Recompute, VisionPlacement, layout_of
+from megatron_vlm.planning.layout import VISION_PLACEMENTS, Layout, Recompute, VisionPlacement, layout_of, with_vision
 from megatron_vlm.planning.memory import rank_memory
 from megatron_vlm.planning.pipeline_simulator import Times, least_span, span
 from megatron_vlm.planning.run_stretches import Stretch
@@ -124,7 +124,7 @@ def candidates(
             for vision in visions if sees else visions[:1]:
                 if (vision == "data_first_stage" and tensor == 1) or (vision == "data_all_stages" and pipeline == 1):
                     continue  # the same as another
-                yield Candidate(laid, vision, with_micro_batch(stretches, size))
+                yield Candidate(with_vision(laid, vision), vision, with_micro_batch(stretches, size))
 
 
 def search(

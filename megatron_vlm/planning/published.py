@@ -12,7 +12,7 @@ from megatron_vlm.config.model import LanguageConfig, ModelConfig
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.config.steps import StepShape
 from megatron_vlm.planning.activations import Kernels
-from megatron_vlm.planning.efficiency import efficiency_of, Efficiency
+from megatron_vlm.planning.efficiency import Efficiency, efficiency_of
 from megatron_vlm.planning.hardware import HARDWARE
 from megatron_vlm.planning.layout import Layout
 from megatron_vlm.planning.step_time import step_time
@@ -134,17 +134,13 @@ def published_runs() -> list[PublishedRun]:
         seconds = flops / (gpus * rate * 1e12)
         source = "Megatron-LM 2021, table 1"
         language = _gpt(layers, hidden, heads)
-        runs.append(
-            PublishedRun(source, name, "a100", language, 51200, layout, 2048, micro, batch, seconds, "unfused")
-        )
+        runs.append(PublishedRun(source, name, "a100", language, 51200, layout, 2048, micro, batch, seconds, "unfused"))
     for name, (layers, hidden, heads, pipeline, virtual, gpus, batch, micro, full, new) in _KORTHIKANTI.items():
         for title, seconds in (("full", full), ("selective", new)):
             layout = _a100(gpus, 8, pipeline, virtual, new=title == "selective")
             source = f"Megatron-LM 2022, table 5, {title}"
             language = _gpt(layers, hidden, heads)
-            runs.append(
-                PublishedRun(source, name, "a100", language, 51200, layout, 2048, micro, batch, seconds, "unfused")
-            )
+            runs.append(PublishedRun(source, name, "a100", language, 51200, layout, 2048, micro, batch, seconds, "unfused"))
     for release, gpu, name, gpus, batch, micro, tensor, pipeline, virtual, rate in _BRIDGE:
         layout = Layout(
             gpus,

@@ -51,9 +51,7 @@ class Stretch:
         return BatchShape(packs * self.shape.sequence_length, self.lengths(packs), pictures, self.shape.image_size)
 
 
-def run_stretches(
-    config: RunConfig, plan: CurriculumPlan, shapes: Mapping[int, Mapping[str, SourceShape]]
-) -> list[Stretch]:
+def run_stretches(config: RunConfig, plan: CurriculumPlan, shapes: Mapping[int, Mapping[str, SourceShape]]) -> list[Stretch]:
     """Of a run's plan. Pieces of a stage that are alike in shape become one stretch, with the mean of their shares.
 
     A share of pictures that the plan does not know is taken for 0.

@@ -72,18 +72,17 @@ def step_time(
     `spanned` may be `least_span`, for a bound instead of a simulation.
     """
     frozen = set(frozen)
-    work = pipeline_work(
-        config, vocab_size, layout, shape, pictures, lengths, hardware, efficiency, frozen, kernels
-    )
+    work = pipeline_work(config, vocab_size, layout, shape, pictures, lengths, hardware, efficiency, frozen, kernels)
     count = max(1, shape.global_batch_size // (shape.micro_batch_size * layout.data))
     times, busiest = work.times, work.busiest()
     passes = work.of_stage(busiest) * count
     clock = Clock(layout, hardware, efficiency)
-    trained, weights = 0, 0
-    for stage in {0, layout.pipeline - 1}:  # the heaviest: the embedding and the encoder, or the output layer
-        parameters = rank_parameters(config.model, vocab_size, layout, stage)
-        trained, weights = max(trained, trained_parameters(parameters, frozen)), max(weights, sum(parameters.values()))
-    reduced, spread = _data_exchange(layout, trained, clock)
+    # the heaviest stage: the one with the embedding and the encoder, or the one with the output layer
+    trained = max(
+        trained_parameters(rank_parameters(config.model, vocab_size, layout, stage), frozen)
+        for stage in {0, layout.pipeline - 1}
+    )
+    reduced, spread = _data_exchange(layout, trained, clock, hardware.gpus_per_node)
     hides_reduction = efficiency.overlap * sum(times.backward[busiest]) if layout.overlap_grad_reduce else 0.0
     hides_gather = efficiency.overlap * sum(times.forward[busiest]) if layout.overlap_param_gather else 0.0
     exchange = max(0.0, reduced - hides_reduction) + max(0.0, spread - hides_gather)
@@ -102,11 +101,12 @@ def step_time(
     )
 
 
-def _data_exchange(layout: Layout, trained: int, clock: Clock) -> tuple[float, float]:
+def _data_exchange(layout: Layout, trained: int, clock: Clock, gpus_per_node: int) -> tuple[float, float]:
     """Seconds of the reduction of fp32 gradients and of the gather of weights, on the stage that has most."""
-    if layout.data == 1:
+    if layout.data == 1 or not trained:
         return 0.0, 0.0
-    one = gathered(trained * 4.0, layout.data) / clock.links.data
+    latency = clock.efficiency.node_latency * layout.data / layout.data_in_node(gpus_per_node)
+    one = gathered(trained * 4.0, layout.data) / clock.links.data + latency
     if not layout.distributed_optimizer:
         return 2 * one, 0.0
-    return one, gathered(trained * float(value_bytes(layout.precision)), layout.data) / clock.links.data
+    return one, gathered(trained * float(value_bytes(layout.precision)), layout.data) / clock.links.data + latency
