@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from megatron_vlm.cli.train import add_config_arguments
 
     parser.usage = (
-        "megatron-vlm plan [search] [CONFIG | --preset PRESET | --config FILE] [--gpus N] [--gpu NAME] [--price P] [--json]\n"
-        "         [--out FILE] [--section.field VALUE ...]\n"
+        "megatron-vlm plan [search] [CONFIG | --preset PRESET | --config FILE] [--gpus N] [--gpu NAME] [--price P]\n"
+        "         [--json] [--out FILE] [--section.field VALUE ...]\n"
         "       megatron-vlm plan [CONFIG] --calibrate METRICS --gpus N --gpu NAME [--efficiency FILE]\n"
         "       megatron-vlm plan published"
     )

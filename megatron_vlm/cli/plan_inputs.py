@@ -45,10 +45,6 @@ def read_inputs(args: argparse.Namespace, given: list[str], overrides: list[str]
     found = plan_problems(config)
     if found:
         raise ConfigError("this run has no plan:\n" + "\n".join(f"  - {line}" for line in found))
-    if not config.segments:
-        raise ConfigError(
-            "this run has no length: give --schedule.train_tokens or --schedule.train_steps (a preset for real runs has one)"
-        )
     assumed, notes = _assumptions(args.assume, config)
     shapes, said = read_shapes(config, assumed)
     notes += [line for line in said if "assumed to have" not in line]

@@ -123,7 +123,7 @@ def describe_run(plan: Estimate, price: float | None) -> Iterator[str]:
 
 def describe_remedies(found: list[Remedy]) -> Iterator[str]:
     if not found:
-        yield "No change of recomputation, micro-batch, tensor or pipeline size makes it fit; `plan search` tries all layouts."
+        yield "No change of recomputation, micro-batch, tensor or pipeline size makes it fit; plan search tries all layouts."
         return
     yield "Nearest that fits:"
     for remedy in found:

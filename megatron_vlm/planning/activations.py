@@ -133,8 +133,8 @@ def _host(model: ModelConfig, size: int, precision: str, sequence_length: int) -
 
 
 def head_keeps(model: ModelConfig, vocab_size: int, kernels: Kernels, precision: str, z_loss: bool) -> list[Kept]:
-    """Of the final norm, the output layer and the loss. megatron-core's cross-entropy keeps the softmax in fp32 and works in a
-    copy; a z-loss keeps exponentials of its own in fp32."""
+    """Of the final norm, the output layer and the loss. megatron-core's cross-entropy keeps the softmax in fp32; a z-loss
+    keeps exponentials of its own in fp32."""
     size, hidden = value_bytes(precision), model.language.hidden_size
     norm = 2 if kernels == "host" and model.language.normalization == "rmsnorm" else 1
     kept = [

@@ -43,9 +43,9 @@ class Efficiency:
     step_overhead: float = 0.01
 
 
-#: by GPU. a100 in bf16: fitted to Megatron-LM's tables of 2021 and 2022. h100 in fp8, b200 in fp8: to Megatron-Bridge's. h100
-#: in bf16: to the two Megatron-LM rows of AXLearn's table 3 (arXiv 2507.05411), whose layouts are not told. h200 is taken for
-#: an h100, and b200 in bf16 for one too, since no dense run of these was found
+#: by GPU. a100 in bf16: fitted to Megatron-LM's tables of 2021 and 2022. h100 and b200 in fp8: to Megatron-Bridge's. h100 in
+#: bf16: to the two Megatron-LM rows of AXLearn's table 3 (arXiv 2507.05411), whose layouts are not told. h200 is taken for
+#: an h100, and so is b200 in bf16: no dense run of these was found
 _FITTED = {
     "a100": Efficiency(matrix=0.74),
     "h100": Efficiency(matrix=0.58, matrix_fp8=0.53),

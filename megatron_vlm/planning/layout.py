@@ -8,17 +8,20 @@ from typing import Literal, get_args
 from megatron_vlm.config.run import RunConfig
 
 Recompute = Literal["none", "selective", "full"]
-#: where pictures are encoded. tensor: on the first pipeline stage, layers split as the language's are. data_first_stage: each
-#: tensor-parallel rank of the first stage has the whole encoder and a share of the pictures. data_all_stages: each rank of
-#: the model-parallel group has, and rows go to the first stage
+#: where pictures are encoded. tensor: on the first pipeline stage, layers split as the language's are. data_first_stage:
+#: each tensor-parallel rank of the first stage has the whole encoder and a share of the pictures. data_all_stages: each rank
+#: of the model-parallel group has them, and rows go to the first stage
 VisionPlacement = Literal["tensor", "data_first_stage", "data_all_stages"]
 VISION_PLACEMENTS: tuple[VisionPlacement, ...] = get_args(VisionPlacement)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes of the groups, and what changes memory or time. Ranks are ordered tensor, data, pipeline, as megatron-core's are:
-    tensor-parallel neighbours share a node, pipeline stages are the furthest apart."""
+    """Sizes of the groups, and what changes memory or time.
+
+    Ranks are ordered tensor, data, pipeline, as megatron-core's are: tensor-parallel neighbours share a node, pipeline stages
+    are the furthest apart.
+    """
 
     gpus: int
     tensor: int = 1

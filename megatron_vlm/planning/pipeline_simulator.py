@@ -45,46 +45,53 @@ class Event:
 
 def events(times: Times, micro_batches: int) -> list[Event]:
     """Every pass of every stage. Raises RuntimeError if the stages wait for each other without end."""
+    found: list[Event] = []
+    _simulate(times, micro_batches, found)
+    return found
+
+
+def _simulate(times: Times, micro_batches: int, found: list[Event] | None = None) -> float:
+    """When the last pass ends. Each stage goes on as far as what it needs has arrived, in turns until nothing moves."""
     stages, chunks = times.stages, times.chunks
+    last, transfer = stages - 1, times.transfer if stages > 1 else 0.0
     todo = [order(rank, stages, chunks, micro_batches) for rank in range(stages)]
     place, free = [0] * stages, [0.0] * stages
-    ended: dict[tuple[bool, int, int, int], float] = {}
-    found: list[Event] = []
+    row = stages * chunks
+    # when passes ended, at (micro-batch, chunk, stage) one after another; below 0: not yet
+    forward, backward = [-1.0] * (row * micro_batches), [-1.0] * (row * micro_batches)
     moved = True
     while moved:
         moved = False
         for stage in range(stages):
-            while place[stage] < len(todo[stage]):
-                step = todo[stage][place[stage]]
-                ready = _ready(ended, times, stage, step)
-                if ready is None:
+            steps, at = todo[stage], place[stage]
+            while at < len(steps):
+                step = steps[at]
+                ahead, chunk, number = step
+                own = number * row + chunk * stages + stage
+                # chunks follow one another, so that what comes before the first stage of one is the last of another
+                if ahead:
+                    ready = forward[own - 1] if stage or chunk else 0.0
+                    wait = transfer if stage or chunk else 0.0
+                elif stage == last and chunk == chunks - 1:
+                    ready, wait = forward[own], 0.0
+                else:
+                    ready, wait = backward[own + 1], transfer
+                if ready < 0:
                     break
-                begin = max(free[stage], ready)
-                taken = (times.forward if step.forward else times.backward)[stage][step.chunk]
-                free[stage] = begin + taken
-                ended[(step.forward, stage, step.chunk, step.micro_batch)] = free[stage]
-                found.append(Event(stage, step, begin, free[stage]))
-                place[stage] += 1
+                begin = max(free[stage], ready + wait)
+                if ahead:
+                    end = forward[own] = begin + times.forward[stage][chunk]
+                else:
+                    end = backward[own] = begin + times.backward[stage][chunk]
+                free[stage] = end
+                if found is not None:
+                    found.append(Event(stage, step, begin, end))
+                at += 1
                 moved = True
+            place[stage] = at
     if any(at < len(steps) for at, steps in zip(place, todo, strict=True)):
         raise RuntimeError(f"the schedule of {stages} stages x {chunks} chunks, {micro_batches} micro-batches, never ends")
-    return found
-
-
-def _ready(ended: dict[tuple[bool, int, int, int], float], times: Times, stage: int, step: Pass) -> float | None:
-    """When what a pass needs has arrived; None: not made yet."""
-    stages, chunk, number = times.stages, step.chunk, step.micro_batch
-    last = stages - 1
-    if step.forward:
-        if stage == 0 and chunk == 0:
-            return 0.0
-        source = (True, stage - 1, chunk, number) if stage else (True, last, chunk - 1, number)
-    elif stage == last and chunk == times.chunks - 1:
-        return ended.get((True, stage, chunk, number))
-    else:
-        source = (False, stage + 1, chunk, number) if stage < last else (False, 0, chunk + 1, number)
-    arrived = ended.get(source)
-    return None if arrived is None else arrived + (times.transfer if stages > 1 else 0.0)
+    return max(free)
 
 
 def span(times: Times, micro_batches: int) -> float:
@@ -97,10 +104,10 @@ def span(times: Times, micro_batches: int) -> float:
         return micro_batches * times.busy(0)
     unit = times.stages if times.chunks > 1 else 1
     per_round = 2 * times.stages * times.chunks * unit
-    rounds, least = micro_batches // unit, max(6, 4 * times.stages // unit)
+    rounds, least = micro_batches // unit, max(6, 2 * times.stages // unit + 2)
     if rounds * per_round <= _MOST_PASSES or rounds <= least + 2:
-        return _end(times, micro_batches)
-    first, second = _end(times, least * unit), _end(times, (least + 2) * unit)
+        return _simulate(times, micro_batches)
+    first, second = _simulate(times, least * unit), _simulate(times, (least + 2) * unit)
     return second + (rounds - least - 2) * (second - first) / 2
 
 
@@ -112,10 +119,6 @@ def least_span(times: Times, micro_batches: int) -> float:
         most = max(most, before + micro_batches * times.busy(stage))
         before += times.forward[stage][0] + times.backward[stage][0] + 2 * times.transfer
     return most
-
-
-def _end(times: Times, micro_batches: int) -> float:
-    return max(event.end for event in events(times, micro_batches))
 
 
 def bubble(times: Times, micro_batches: int) -> float:

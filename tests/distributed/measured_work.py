@@ -75,7 +75,7 @@ def operations(config: RunConfig, step: int) -> tuple[dict[str, int], BatchShape
 
 
 def memory(config: RunConfig, step: int) -> dict[str, Any]:
-    """Bytes of this rank in one step, its stage and the most pictures of its micro-batches."""
+    """Bytes of this rank in one step, its stage and the pictures of its micro-batches."""
     run = _run_at(config, step)
     batches, _ = next_batches(run)
     engine = run.engine
@@ -87,7 +87,7 @@ def memory(config: RunConfig, step: int) -> dict[str, Any]:
     return {
         "stage": run.topology.pipeline_rank,
         "vocab": run._vocab,
-        "pictures": max(batch.pictures for batch in batches),
+        "pictures": [batch.pictures for batch in batches],
         "parameters": sum(p.numel() for p in parameters),
         "weights": sum(p.numel() * p.element_size() for p in parameters),
         "gradients": sum(b.grad_data.numel() * b.grad_data.element_size() for chunk in engine.ddp for b in chunk.buffers),
