@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _published(args: argparse.Namespace) -> int:
-    from megatron_vlm.cli.plan_tables import describe_published
+    from megatron_vlm.cli.plan_tables import describe_fastest, describe_published
     from megatron_vlm.planning.published import compare
 
     compared = compare()
@@ -101,7 +101,9 @@ def _published(args: argparse.Namespace) -> int:
         ]
         print(json.dumps(rows, indent=2))
     else:
-        print("\n".join(describe_published(compared)))
+        from megatron_vlm.planning.published_fastest import compare_fastest
+
+        print("\n".join([*describe_published(compared), "", *describe_fastest(compare_fastest())]))
     return 0
 
 

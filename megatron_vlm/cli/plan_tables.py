@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from megatron_vlm.planning.estimate import Estimate
     from megatron_vlm.planning.layout_search import SearchResult
     from megatron_vlm.planning.published import Comparison
+    from megatron_vlm.planning.published_fastest import Fastest
     from megatron_vlm.planning.remedies import Remedy
 
 _GIGA = 1e9
@@ -182,6 +183,15 @@ def describe_published(compared: list[Comparison]) -> Iterator[str]:
     yield from table(rows)
     errors = [abs(one.error) for one in compared]
     yield f"{len(errors)} runs: mean error {sum(errors) / len(errors):.1%}, largest {max(errors):.1%}."
+
+
+def describe_fastest(compared: list[Fastest]) -> Iterator[str]:
+    rows = [["layouts not told", "model", "GPUs", "fastest found", "published s", "predicted s", "error"]]
+    for one in compared:
+        gpus = f"{one.found.gpus} {one.found.hardware.name}"
+        seconds = f"{one.seconds:.2f}", f"{one.found.step_seconds:.2f}"
+        rows.append([one.source, one.name, gpus, str(one.found.layout), *seconds, f"{one.error:+.1%}"])
+    yield from table(rows)
 
 
 def describe_calibration(found: Calibration) -> Iterator[str]:

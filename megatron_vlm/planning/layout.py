@@ -19,8 +19,8 @@ VISION_PLACEMENTS: tuple[VisionPlacement, ...] = get_args(VisionPlacement)
 class Layout:
     """Sizes of the groups, and what changes memory or time.
 
-    Ranks are ordered tensor, data, pipeline, as megatron-core's are: tensor-parallel neighbours share a node, pipeline stages
-    are the furthest apart.
+    Ranks are ordered tensor, data, pipeline, as megatron-core's are: tensor-parallel neighbours share a node, pipeline
+    stages are the furthest apart.
     """
 
     gpus: int

@@ -124,7 +124,7 @@ def rank_memory(
         )
         # spread over all stages, pictures of a whole step are encoded before its first micro-batch and wait for its end
         waiting = (
-            micro_batches * mine * one
+            encoded_pictures(layout, pictures * micro_batches) * one
             if layout.vision == "data_all_stages"
             else in_flight([mine * one] + [0.0] * (len(chunks) - 1))
         )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from megatron_vlm.config.model import ModelConfig
 from megatron_vlm.planning.efficiency import Efficiency
 from megatron_vlm.planning.hardware import HARDWARE
 from megatron_vlm.planning.parameters import total_parameters
-from megatron_vlm.config.model import ModelConfig
 from megatron_vlm.planning.published import PublishedRun, compare, left_out, predict, published_runs
+from megatron_vlm.planning.published_fastest import compare_fastest
 
 
 def test_errors_are_within_the_stated_band() -> None:
@@ -33,6 +34,13 @@ def test_recomputation_costs_what_was_measured() -> None:
         published = full.seconds / selective.seconds
         predicted = predict(full, Efficiency(matrix=0.74)).predicted / predict(selective, Efficiency(matrix=0.74)).predicted
         assert predicted == pytest.approx(published, abs=0.08)
+
+
+def test_runs_without_a_layout_are_no_faster_than_the_fastest_layout() -> None:
+    """Nor is the prediction more than a quarter faster than what was published."""
+    errors = {one.name: one.error for one in compare_fastest()}
+    assert set(errors) == {"llama2 7B", "llama2 70B"}
+    assert all(-0.25 < error < 0.02 for error in errors.values()), errors
 
 
 #: table 5's model FLOPs utilisation of the runs with selective recomputation
