@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from megatron_vlm.config.run import RunConfig
 
@@ -87,7 +87,8 @@ def with_vision(config: RunConfig, vision: VisionPlacement) -> RunConfig:
     """The configuration with that placement, where it has a field for it."""
     if not hasattr(config.parallel, "vision"):
         return config
-    return replace(config, parallel=replace(config.parallel, vision=vision))  # type: ignore[arg-type]
+    field: dict[str, Any] = {"vision": vision}
+    return replace(config, parallel=replace(config.parallel, **field))
 
 
 def tensor_overlap(config: RunConfig) -> bool:

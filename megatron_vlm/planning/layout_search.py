@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import gcd
+from math import ceil, gcd
 
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.planning.efficiency import Efficiency, efficiency_of
@@ -203,7 +203,7 @@ def _memory(candidate: Candidate, layout: Layout, vocab_size: int) -> float:
             layout,
             stretch.shape,
             stage,
-            stretch.pictures(stretch.shape.micro_batch_size),
+            ceil(stretch.pictures(stretch.shape.micro_batch_size)),
             stretch.frozen,
         ).total
         for stretch in candidate.stretches

@@ -178,7 +178,11 @@ def compare(efficiency: Efficiency | None = None) -> list[Comparison]:
     return [predict(run, efficiency or efficiency_of(run.gpu)) for run in published_runs()]
 
 
-def left_out(factors: tuple[float, ...] = tuple(0.4 + 0.04 * n for n in range(12))) -> list[Comparison]:
+#: factors among which `left_out` chooses
+_FACTORS = tuple(0.4 + 0.04 * step for step in range(12))
+
+
+def left_out(factors: tuple[float, ...] = _FACTORS) -> list[Comparison]:
     """Each run predicted with the factor that fits the other models on that GPU best: the error on what was not seen.
 
     Runs of a GPU of which only one model was published are left out.

@@ -32,8 +32,8 @@ class Fastest:
         return self.found.step_seconds / self.seconds - 1
 
 
-#: AXLearn, arXiv 2507.05411, table 3, rows of Megatron-LM on H100 in bf16: layers, hidden, heads, key/value groups, feed-forward
-#: width, GPUs, seconds. Batches of 1024 x 4096 tokens follow from the tokens a second that stand beside them
+#: AXLearn, arXiv 2507.05411, table 3, rows of Megatron-LM on H100 in bf16: layers, hidden, heads, key/value groups,
+#: feed-forward width, GPUs, seconds. Batches of 1024 x 4096 tokens follow from the tokens a second that stand beside them
 _AXLEARN = {
     "llama2 7B": (32, 4096, 32, 32, 11008, 256, 1.7),
     "llama2 70B": (80, 8192, 64, 8, 28672, 512, 7.8),

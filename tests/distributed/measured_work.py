@@ -1,5 +1,5 @@
-"""What a real step on a rank does and holds: operations by PyTorch's counter, bytes kept for the backward pass at their peak,
-bytes of weights, gradients and optimiser state."""
+"""What a real step on a rank does and holds: operations by PyTorch's counter, bytes kept for the backward pass at their
+peak, bytes of weights, gradients and optimiser state."""
 
 from __future__ import annotations
 
