@@ -130,8 +130,8 @@ def _show(args: argparse.Namespace, inputs: Inputs) -> int:
     )
     found = [] if plan.fits else remedies(plan, inputs.stretches, inputs.vocab_size, inputs.efficiency)
     if args.json:
-        nearest = [{"overrides": list(one.overrides), **as_json(one.estimate, args.price)} for one in found]
-        print(json.dumps({**as_json(plan, args.price), "remedies": nearest, "notes": inputs.notes}, indent=2))
+        nearest = [as_json(one.estimate, args.price, inputs.config) for one in found]
+        print(json.dumps({**as_json(plan, args.price, inputs.config), "remedies": nearest, "notes": inputs.notes}, indent=2))
     else:
         lines = list(describe_estimate(plan, inputs.vocab_size, args.price))
         lines += [] if plan.fits else ["", *describe_remedies(found)]
@@ -157,11 +157,16 @@ def _search(args: argparse.Namespace, inputs: Inputs) -> int:
         keep=max(1, args.top),
     )
     if args.json:
-        values = {"best": [as_json(plan, args.price) for plan in result.best], "tried": result.tried}
+        values = {"best": [as_json(plan, args.price, inputs.config) for plan in result.best], "tried": result.tried}
         print(json.dumps({**values, "too_large": result.too_large, "notes": inputs.notes}, indent=2))
     elif result.best:
         best = result.best[0]
-        lines = [*describe_search(result, args.price), "", "The fastest:", "  " + " ".join(overrides_of(best))]
+        lines = [
+            *describe_search(result, args.price),
+            "",
+            "The fastest:",
+            "  " + " ".join(overrides_of(best, inputs.config)),
+        ]
         print("\n".join([*lines, *describe_memory(best), *describe_run(best, args.price), *_noted(inputs)]))
     elif result.nearest is None:
         print(

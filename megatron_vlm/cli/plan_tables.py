@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from megatron_vlm.config.run import RunConfig
     from megatron_vlm.planning.calibration import Calibration
     from megatron_vlm.planning.estimate import Estimate
     from megatron_vlm.planning.layout_search import SearchResult
@@ -158,18 +159,17 @@ def describe_search(result: SearchResult, price: float | None) -> Iterator[str]:
     yield f"{result.tried:,} layouts tried, {result.too_large:,} of them too large for the memory."
 
 
-def overrides_of(plan: Estimate) -> list[str]:
-    """What gives a run this layout, as `megatron-vlm train` takes it. Defaults are left out."""
+def overrides_of(plan: Estimate, given: RunConfig) -> list[str]:
+    """What turns the given configuration into the plan's, as `megatron-vlm train` takes it."""
     from dataclasses import fields
 
-    from megatron_vlm.config.parallel import ParallelConfig
-
-    parallel, usual = plan.config.parallel, ParallelConfig()
-    words = [f"--schedule.micro_batch_size {plan.config.schedule.micro_batch_size}"]
-    for field in fields(ParallelConfig):
-        value = getattr(parallel, field.name)
-        if value != getattr(usual, field.name):
-            words.append(f"--parallel.{field.name} {str(value).lower()}")
+    words = []
+    for section in ("schedule", "parallel"):
+        wanted, had = getattr(plan.config, section), getattr(given, section)
+        for field in fields(wanted):
+            value = getattr(wanted, field.name)
+            if value != getattr(had, field.name):
+                words.append(f"--{section}.{field.name} {'null' if value is None else str(value).lower()}")
     return words
 
 
@@ -213,7 +213,7 @@ def describe_calibration(found: Calibration) -> Iterator[str]:
     yield f"matrix {fitted.matrix:.3g}, matrix_fp8 {fitted.matrix_fp8:.3g}, vision {fitted.vision:.3g} of the peak"
 
 
-def as_json(plan: Estimate, price: float | None) -> dict[str, Any]:
+def as_json(plan: Estimate, price: float | None, given: RunConfig) -> dict[str, Any]:
     """Numbers in seconds, bytes and operations."""
     layout = plan.layout
     return {
@@ -231,7 +231,7 @@ def as_json(plan: Estimate, price: float | None) -> dict[str, Any]:
             "first_layers": layout.first_layers,
             "last_layers": layout.last_layers,
         },
-        "overrides": overrides_of(plan),
+        "overrides": overrides_of(plan, given),
         "fits": plan.fits,
         "usable_memory": plan.hardware.memory * plan.hardware.usable_memory,
         "memory_by_stage": [{**memory.items(), "total": memory.total} for memory in plan.memory_by_stage],

@@ -129,7 +129,7 @@ def _memory(axes: Any, plan: Estimate) -> None:
         axes.bar(range(len(rows)), values, bottom=bottom, width=0.8 if len(rows) > 1 else 0.25, color=colour, label=name)
         bottom = [low + value for low, value in zip(bottom, values, strict=True)]
     room = plan.hardware.memory * plan.hardware.usable_memory / 1e9
-    axes.axhline(room, color="black", linewidth=1.0, linestyle=(0, (4, 3)), label=f"usable of a {plan.hardware.name}")
+    axes.axhline(room, color="black", linewidth=1.0, linestyle=(0, (4, 3)), label=f"usable of one {plan.hardware.name}")
     axes.set_ylim(0, 1.08 * max(room, *bottom))
     axes.set_xlim(-0.7, max(len(rows), 4) - 0.3)
     axes.set_xticks(range(len(rows)) if len(rows) <= 16 else range(0, len(rows), 4))

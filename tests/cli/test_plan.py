@@ -70,9 +70,8 @@ def test_search_gives_overrides_that_plan_as_it_says(capsys: pytest.CaptureFixtu
     assert len(found["best"]) == 3
     assert [b["seconds"] for b in found["best"]] == sorted(b["seconds"] for b in found["best"])
     best = found["best"][0]
-    off = [*LARGE[:4], "--parallel.recompute", "none"]  # of the preset's, what the overrides leave at the default
     words = [word for override in best["overrides"] for word in override.split()]
-    again = as_json(capsys, "vlm_7b", "--gpus", "64", *off, *words)
+    again = as_json(capsys, "vlm_7b", "--gpus", "64", *words)
     assert again["seconds"] == pytest.approx(best["seconds"])
     assert again["layout"] == best["layout"]
 
@@ -82,7 +81,7 @@ def test_search_prints_a_table_and_draws(tmp_path: Path, capsys: pytest.CaptureF
     words = ["--gpus", "32", "--gpu", "a100", "--top", "2", "--price", "1", "--out", str(picture)]
     printed = plan(capsys, "search", "vlm_1b", *words)
     assert "layouts tried" in printed
-    assert "The fastest:\n  --schedule.micro_batch_size" in printed
+    assert "The fastest:\n  --" in printed
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -91,7 +90,7 @@ def test_a_picture_of_an_interleaved_pipeline(tmp_path: Path, capsys: pytest.Cap
     layout = ["--parallel.pipeline_model_parallel_size", "4", "--parallel.virtual_pipeline_model_parallel_size", "2"]
     plan(capsys, "vlm_1b", "--gpus", "16", *layout, "--out", str(picture))
     drawn = picture.read_text()
-    for word in ("pipeline stage", "forward, other chunk", "idle in the pipeline", "usable of a h100"):
+    for word in ("pipeline stage", "forward, other chunk", "idle in the pipeline", "usable of one h100"):
         assert f"<!-- {word}" in drawn, word
 
 
