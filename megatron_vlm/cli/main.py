@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "inspect": ("inspect", "show what a .bin/.idx dataset or a checkpoint holds"),
     "config": ("config", "print a resolved configuration, or explain every field"),
     "curriculum": ("curriculum", "show what a run will train on, stage by stage, and what one has trained on"),
+    "plan": ("plan", "does it fit on these GPUs, how long it takes and what it costs; or the fastest layout"),
     "train": ("train", "pre-train a model; images enter where the curriculum says"),
     "evaluate": ("evaluate", "held-out loss by modality, tasks, blind control, four-way naming of pictures"),
     "generate": ("generate", "continue prompts, with pictures before them"),

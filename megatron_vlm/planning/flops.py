@@ -27,7 +27,7 @@ class BatchShape:
 
 
 @dataclass(frozen=True)
-class _Forward:
+class Forward:
     """Forward operations of a module, by what their backward pass depends on."""
 
     first: int  # matrices that the module's input enters
@@ -52,7 +52,8 @@ class _Forward:
         )
 
 
-def _language(model: ModelConfig, vocab_size: int, positions: int, lengths: Iterable[int]) -> _Forward:
+def language_forward(model: ModelConfig, vocab_size: int, positions: int, lengths: Iterable[int]) -> Forward:
+    """Language blocks and the output layer; `model.language.num_layers` and `vocab_size` may be those of a part."""
     language = model.language
     hidden, heads, groups, head = (
         language.hidden_size,
@@ -68,10 +69,10 @@ def _language(model: ModelConfig, vocab_size: int, positions: int, lengths: Iter
     mlp = 2 * positions * hidden * language.ffn_width * (up + 1)
     output = 2 * positions * hidden * vocab_size
     # the embedding learns with the rest and costs no product, so that no matrix is the first that learns
-    return _Forward(0, language.num_layers * (qkv + out + mlp) + output, language.num_layers * attention)
+    return Forward(0, language.num_layers * (qkv + out + mlp) + output, language.num_layers * attention)
 
 
-def _lora(model: ModelConfig, positions: int) -> _Forward:
+def _lora(model: ModelConfig, positions: int) -> Forward:
     """Low-rank updates beside the language blocks' matrices: A and B of each target."""
     language, lora = model.language, model.lora
     hidden, width = language.hidden_size, language.ffn_width
@@ -80,17 +81,18 @@ def _lora(model: ModelConfig, positions: int) -> _Forward:
     sides = {"qkv": hidden + heads + 2 * groups, "proj": heads + hidden, "fc1": hidden + up * width, "fc2": width + hidden}
     layer = 2 * positions * lora.rank * sum(sides[target] for target in lora.targets)
     first = 2 * positions * lora.rank * hidden if "qkv" in lora.targets else 0
-    return _Forward(first, language.num_layers * layer - first, 0)
+    return Forward(first, language.num_layers * layer - first, 0)
 
 
-def _beside(model: ModelConfig, language: _Forward, positions: int) -> _Forward:
+def _beside(model: ModelConfig, language: Forward, positions: int) -> Forward:
     """The frozen language model under low-rank updates: the first matrix of all is that whose input needs no gradient."""
     config = model.language
     qkv = 2 * positions * config.hidden_size * (config.num_attention_heads + 2 * config.query_groups) * config.head_dim
-    return _Forward(qkv, language.matrices - qkv, language.attention)
+    return Forward(qkv, language.matrices - qkv, language.attention)
 
 
-def _vision(model: ModelConfig, pictures: int, image_size: int | None) -> _Forward:
+def vision_forward(model: ModelConfig, pictures: int, image_size: int | None) -> Forward:
+    """The encoder, for pictures of `image_size` pixels a side (None: its own)."""
     vision = model.vision
     count = ((image_size or vision.image_size) // vision.patch_size) ** 2
     tokens = count + vision.prefix_tokens
@@ -99,10 +101,11 @@ def _vision(model: ModelConfig, pictures: int, image_size: int | None) -> _Forwa
     up = 2 if vision.activation == "swiglu" else 1
     layers = pictures * (vision.num_layers - vision.skip_last_layers)
     matrices = 2 * tokens * hidden * 4 * hidden + 2 * tokens * hidden * width * (up + 1)
-    return _Forward(pictures * patches, layers * matrices, layers * 4 * tokens * tokens * hidden)
+    return Forward(pictures * patches, layers * matrices, layers * 4 * tokens * tokens * hidden)
 
 
-def _projector(model: ModelConfig, pictures: int, image_size: int | None) -> _Forward:
+def projector_forward(model: ModelConfig, pictures: int, image_size: int | None) -> Forward:
+    """The projector; its rows are averaged afterwards only."""
     projector = model.projector
     size = model.vision.hidden_size * projector.pixel_shuffle**2
     out = model.language.hidden_size
@@ -113,22 +116,22 @@ def _projector(model: ModelConfig, pictures: int, image_size: int | None) -> _Fo
         "mlp3": (size * width, width**2 + width * out),
     }[projector.kind]
     rows = pictures * model.image_tokens_at(image_size)  # averaged only afterwards
-    return _Forward(2 * rows * first, 2 * rows * rest, 0)
+    return Forward(2 * rows * first, 2 * rows * rest, 0)
 
 
 def language_forward_flops(model: ModelConfig, vocab_size: int, positions: int, lengths: Iterable[int]) -> int:
     """Language blocks and the output layer, forward, packed documents."""
-    return _language(model, vocab_size, positions, lengths).total
+    return language_forward(model, vocab_size, positions, lengths).total
 
 
 def vision_forward_flops(model: ModelConfig, pictures: int, image_size: int | None = None) -> int:
     """Patch embedding and layers of the encoder, forward, for pictures of `image_size` pixels a side (None: its own)."""
-    return _vision(model, pictures, image_size).total
+    return vision_forward(model, pictures, image_size).total
 
 
 def projector_forward_flops(model: ModelConfig, pictures: int, image_size: int | None = None) -> int:
     """The projector's matrices, forward."""
-    return _projector(model, pictures, image_size).total
+    return projector_forward(model, pictures, image_size).total
 
 
 def step_flops(model: ModelConfig, vocab_size: int, batch: BatchShape, frozen: Iterable[str] = ()) -> int:
@@ -139,7 +142,7 @@ def step_flops(model: ModelConfig, vocab_size: int, batch: BatchShape, frozen: I
     """
     frozen = set(frozen)
     vision_learns, projector_learns = (batch.pictures > 0 and module not in frozen for module in ("vision", "projector"))
-    language = _language(model, vocab_size, batch.positions, batch.document_lengths)
+    language = language_forward(model, vocab_size, batch.positions, batch.document_lengths)
     below_learns = vision_learns or projector_learns
     if model.lora.rank:
         learns = "language" not in frozen
@@ -150,6 +153,6 @@ def step_flops(model: ModelConfig, vocab_size: int, batch: BatchShape, frozen: I
         done = language.with_backward("language" not in frozen, below_learns)
     return (
         done
-        + _projector(model, batch.pictures, batch.image_size).with_backward(projector_learns, vision_learns)
-        + _vision(model, batch.pictures, batch.image_size).with_backward(vision_learns, False)
+        + projector_forward(model, batch.pictures, batch.image_size).with_backward(projector_learns, vision_learns)
+        + vision_forward(model, batch.pictures, batch.image_size).with_backward(vision_learns, False)
     )

@@ -1,0 +1,121 @@
+"""How a model and a batch lie on a number of GPUs: the layout of a configuration, with what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from megatron_vlm.config.run import RunConfig
+
+Recompute = Literal["none", "selective", "full"]
+#: where pictures are encoded. tensor: on the first pipeline stage, layers split as the language's are. data_first_stage:
+#: each tensor-parallel rank of the first stage has the whole encoder and a share of the pictures. data_all_stages: each rank
+#: of the model-parallel group has them, and rows go to the first stage
+VisionPlacement = Literal["tensor", "data_first_stage", "data_all_stages"]
+VISION_PLACEMENTS: tuple[VisionPlacement, ...] = get_args(VisionPlacement)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of the groups, and what changes memory or time.
+
+    Ranks are ordered tensor, data, pipeline, as megatron-core's are: tensor-parallel neighbours share a node, pipeline
+    stages are the furthest apart.
+    """
+
+    gpus: int
+    tensor: int = 1
+    pipeline: int = 1
+    virtual: int = 1
+    sequence_parallel: bool = False
+    recompute: Recompute = "none"
+    vision: VisionPlacement = "tensor"
+    distributed_optimizer: bool = True
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
+    #: tensor-parallel exchanges are cut into pieces that hide behind their matrix products (user buffers)
+    overlap_tensor: bool = False
+    first_layers: int | None = None
+    last_layers: int | None = None
+    #: fp32, bf16 or fp8 (matrices of the language layers in fp8, everything else as bf16)
+    precision: str = "bf16"
+
+    @property
+    def data(self) -> int:
+        return self.gpus // (self.tensor * self.pipeline)
+
+    @property
+    def encoder_split(self) -> int:
+        """Over how many ranks an encoder's matrices are split."""
+        return self.tensor if self.vision == "tensor" else 1
+
+    def layers(self, count: int) -> list[list[int]]:
+        """Language layers of each stage's chunks: `[stage][chunk]`."""
+        if self.first_layers is None and self.last_layers is None:
+            return [[count // (self.pipeline * self.virtual)] * self.virtual for _ in range(self.pipeline)]
+        ends = [n for n in (self.first_layers, self.last_layers) if n is not None]
+        others = (count - sum(ends)) // max(1, self.pipeline - len(ends))
+        stages = [others] * self.pipeline
+        if self.first_layers is not None:
+            stages[0] = self.first_layers
+        if self.last_layers is not None:
+            stages[-1] = self.last_layers
+        return [[n] for n in stages]
+
+    def data_in_node(self, gpus_per_node: int) -> int:
+        """Members of a data-parallel group that share a node."""
+        return max(1, min(self.data, gpus_per_node // self.tensor))
+
+    def __str__(self) -> str:
+        words = [f"tp {self.tensor}", f"pp {self.pipeline}", f"dp {self.data}"]
+        if self.virtual > 1:
+            words.insert(2, f"vp {self.virtual}")
+        if self.recompute != "none":
+            words.append(f"recompute {self.recompute}")
+        if self.vision != "tensor":
+            words.append(f"vision {self.vision}")
+        return ", ".join(words)
+
+
+def vision_placement(config: RunConfig) -> VisionPlacement:
+    """The one place where the configuration is asked for it; without such a field, encoders are tensor-parallel."""
+    chosen: VisionPlacement = getattr(config.parallel, "vision", "tensor")
+    return chosen
+
+
+def with_vision(config: RunConfig, vision: VisionPlacement) -> RunConfig:
+    """The configuration with that placement, where it has a field for it."""
+    if not hasattr(config.parallel, "vision"):
+        return config
+    field: dict[str, Any] = {"vision": vision}
+    return replace(config, parallel=replace(config.parallel, **field))
+
+
+def tensor_overlap(config: RunConfig) -> bool:
+    """The one place where the configuration is asked for it; without such a field it is off."""
+    return bool(getattr(config.parallel, "tp_comm_overlap", False))
+
+
+def layout_of(config: RunConfig, gpus: int, precision: str | None = None, vision: VisionPlacement | None = None) -> Layout:
+    """The layout that a configuration has on `gpus` GPUs. `precision` and `vision` stand in for the configuration's.
+
+    On a GPU `auto` is bf16.
+    """
+    parallel = config.parallel
+    chosen = precision or ("bf16" if parallel.precision == "auto" else parallel.precision)
+    return Layout(
+        gpus,
+        parallel.tensor_model_parallel_size,
+        parallel.pipeline_model_parallel_size,
+        parallel.virtual_pipeline_model_parallel_size,
+        parallel.sequence_parallel,
+        parallel.recompute,
+        vision or vision_placement(config),
+        parallel.use_distributed_optimizer,
+        parallel.overlap_grad_reduce,
+        parallel.overlap_param_gather,
+        tensor_overlap(config),
+        parallel.num_layers_in_first_pipeline_stage,
+        parallel.num_layers_in_last_pipeline_stage,
+        chosen,
+    )

@@ -1,0 +1,171 @@
+"""Memory of a rank, item by item, and whether it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from math import ceil
+
+from megatron_vlm.config.run import RunConfig
+from megatron_vlm.config.steps import StepShape
+from megatron_vlm.planning.activations import (
+    Kernels,
+    bytes_a_position,
+    encoder_bytes,
+    head_keeps,
+    language_layer_keeps,
+    value_bytes,
+)
+from megatron_vlm.planning.layout import Layout
+from megatron_vlm.planning.parameters import language_layer, rank_parameters, trained_parameters
+from megatron_vlm.planning.schedule_order import peak_in_flight
+
+#: bytes a position of ids, labels, place (int64), loss mask (fp32), picture row (int32) and two modalities (uint8)
+_BATCH_BYTES = 8 + 8 + 8 + 4 + 4 + 2
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes on each rank of a pipeline stage, at its peak.
+
+    `activations`: of language layers, all micro-batches in flight. `encoder`: of encoder and projector, and the picture rows
+    that wait. `logits`: of the final norm, the output layer and the loss. `batches`: the packed arrays and pictures of a
+    step. `working`: one layer's intermediates, alive while it runs.
+    """
+
+    stage: int
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    encoder: float
+    logits: float
+    batches: float
+    working: float
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, field.name) for field in fields(self) if field.name != "stage")
+
+    def items(self) -> dict[str, float]:
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "stage"}
+
+
+def state_bytes(trained: int, layout: Layout) -> tuple[float, float]:
+    """Gradients and optimiser state of a rank with so many trained parameters.
+
+    Gradients are reduced and kept in fp32. Adam has two fp32 moments; where weights are not fp32 also a fp32 copy of them. A
+    distributed optimiser shares that over data-parallel ranks.
+    """
+    state = trained * (8 if layout.precision == "fp32" else 12)
+    return trained * 4.0, state / (layout.data if layout.distributed_optimizer else 1)
+
+
+def weight_bytes(parameters: dict[str, int], layout: Layout, config: RunConfig, stage: int) -> float:
+    """Weights of a rank. FP8 keeps bf16 weights, and of the language layers' matrices two fp8 copies, one transposed."""
+    whole = sum(parameters.values()) * float(value_bytes(layout.precision))
+    if layout.precision == "fp8":
+        layers = sum(layout.layers(config.model.language.num_layers)[stage])
+        whole += 2 * language_layer(config.model).split // layout.tensor * layers
+    return whole
+
+
+def encoded_pictures(layout: Layout, pictures: float) -> float:
+    """Of a micro-batch's pictures, those that one rank encodes; whole pictures, so that the busiest has at least one."""
+    ranks = {"tensor": 1, "data_first_stage": layout.tensor, "data_all_stages": layout.tensor * layout.pipeline}
+    return max(pictures / ranks[layout.vision], min(1.0, pictures))
+
+
+def rank_memory(
+    config: RunConfig,
+    vocab_size: int,
+    layout: Layout,
+    shape: StepShape,
+    stage: int,
+    pictures: float,
+    frozen: Iterable[str] = (),
+    kernels: Kernels = "fused",
+) -> RankMemory:
+    """Of each rank of a pipeline stage in steps of `shape`, with `pictures` a micro-batch (a mean).
+
+    `vocab_size` is the padded one. `frozen` are modules without gradients.
+    """
+    frozen = set(frozen)
+    model, precision, tensor = config.model, layout.precision, layout.tensor
+    parameters = rank_parameters(model, vocab_size, layout, stage)
+    gradients, optimizer = state_bytes(trained_parameters(parameters, frozen), layout)
+    positions = shape.micro_batch_size * shape.sequence_length
+    micro_batches = max(1, shape.global_batch_size // (shape.micro_batch_size * layout.data))
+    chunks = layout.layers(model.language.num_layers)[stage]
+
+    def kept(recompute: str) -> float:
+        keeps = language_layer_keeps(model, kernels, precision, recompute, shape.sequence_length)  # type: ignore[arg-type]
+        return positions * bytes_a_position(keeps, tensor, layout.sequence_parallel)
+
+    def in_flight(sizes: list[float]) -> float:
+        return peak_in_flight(stage, layout.pipeline, layout.virtual, micro_batches, sizes)
+
+    # nothing is kept where nothing at or below a layer learns
+    learns = "language" not in frozen or (pictures > 0 and not {"vision", "projector"} <= frozen)
+    activations = in_flight([layers * kept(layout.recompute) for layers in chunks]) if learns else 0.0
+    encoder = 0.0
+    hidden_row = model.language.hidden_size * value_bytes(precision)
+    if pictures and (stage == 0 or layout.vision == "data_all_stages"):
+        vision_learns, projector_learns = "vision" not in frozen, "projector" not in frozen
+        mine = encoded_pictures(layout, pictures)
+        one = encoder_bytes(
+            model,
+            kernels,
+            precision,
+            layout.encoder_split,
+            shape.image_size,
+            vision_learns,
+            vision_learns or projector_learns,
+        )
+        # spread over all stages, pictures of a whole step are encoded before its first micro-batch and wait for its end
+        waiting = (
+            encoded_pictures(layout, pictures * micro_batches) * one
+            if layout.vision == "data_all_stages"
+            else in_flight([mine * one] + [0.0] * (len(chunks) - 1))
+        )
+        rows = pictures * shape.image_tokens * hidden_row * (micro_batches if layout.vision == "data_all_stages" else 1)
+        encoder = waiting + (rows if stage == 0 else 0.0)
+    logits = 0.0
+    if stage == layout.pipeline - 1:
+        keeps = head_keeps(model, vocab_size, kernels, precision, config.optimizer.z_loss > 0)
+        logits = positions * bytes_a_position(keeps, tensor, layout.sequence_parallel)
+        if kernels != "host":  # the logits themselves, and the copy that the loss works in
+            logits += 2 * positions * vocab_size / tensor * value_bytes(precision)
+    batches = micro_batches * float(positions) * _BATCH_BYTES
+    if stage == 0 or layout.vision == "data_all_stages":
+        batches += micro_batches * pictures * 3 * shape.image_size**2
+    # gradients of the widest intermediate, and a recomputed layer
+    widest = max(2 * model.language.ffn_width / tensor, model.language.hidden_size)
+    working = 2 * positions * widest * value_bytes(precision) + (kept("none") if layout.recompute == "full" else 0.0)
+    return RankMemory(
+        stage,
+        weight_bytes(parameters, layout, config, stage),
+        gradients,
+        optimizer,
+        activations,
+        encoder,
+        logits,
+        batches,
+        working,
+    )
+
+
+def memory_by_stage(
+    config: RunConfig,
+    vocab_size: int,
+    layout: Layout,
+    shape: StepShape,
+    pictures: float,
+    frozen: Iterable[str] = (),
+    kernels: Kernels = "fused",
+) -> tuple[RankMemory, ...]:
+    """`rank_memory` of every stage; pictures of a micro-batch are rounded up, as one that exists is encoded whole."""
+    whole = ceil(pictures) if pictures else 0
+    return tuple(
+        rank_memory(config, vocab_size, layout, shape, stage, whole, frozen, kernels) for stage in range(layout.pipeline)
+    )

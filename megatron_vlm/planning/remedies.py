@@ -1,0 +1,105 @@
+"""What to change in a layout that does not fit: the nearest ones that do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from megatron_vlm.config.run import RunConfig
+from megatron_vlm.planning.efficiency import Efficiency
+from megatron_vlm.planning.estimate import Estimate, estimate
+from megatron_vlm.planning.layout_search import with_micro_batch
+from megatron_vlm.planning.run_stretches import Stretch
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Overrides that make it fit, and what the run then takes."""
+
+    overrides: tuple[str, ...]
+    estimate: Estimate
+
+
+def remedies(
+    failed: Estimate, stretches: Sequence[Stretch], vocab_size: int, efficiency: Efficiency | None = None, most: int = 3
+) -> list[Remedy]:
+    """The fastest few of the layouts that fit with as few changes as it takes."""
+    found: list[Remedy] = []
+    for few in _changes(failed):
+        for change in few:
+            config = _changed(failed.config, change)
+            batches = with_micro_batch(stretches, config.schedule.micro_batch_size)
+            if not _runs(config, failed.gpus, batches):
+                continue
+            tried = estimate(
+                config,
+                failed.hardware,
+                failed.gpus,
+                batches,
+                vocab_size,
+                efficiency=efficiency,
+                precision=failed.layout.precision,
+                vision=failed.layout.vision,
+            )
+            if tried.fits:
+                overrides = tuple(f"--{name} {str(value).lower()}" for name, value in change.items())
+                found.append(Remedy(overrides, tried))
+        if found:
+            break
+    return sorted(found, key=lambda remedy: remedy.estimate.seconds)[:most]
+
+
+def _changes(failed: Estimate) -> Iterator[list[dict[str, object]]]:
+    """Changes of one kind, then of two at once, then of three."""
+    parallel, micro = failed.config.parallel, failed.config.schedule.micro_batch_size
+    tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    recompute: list[dict[str, object]] = [{"parallel.recompute": "full"}] if parallel.recompute != "full" else []
+    smaller: list[dict[str, object]] = []
+    while micro > 1:
+        micro //= 2
+        smaller.append({"schedule.micro_batch_size": micro})
+    split: list[dict[str, object]] = []
+    while tensor * 2 <= failed.hardware.gpus_per_node:
+        tensor *= 2
+        split.append({"parallel.tensor_model_parallel_size": tensor, "parallel.sequence_parallel": True})
+    deeper: list[dict[str, object]] = []
+    while pipeline * 2 <= failed.config.model.language.num_layers:
+        pipeline *= 2
+        deeper.append({"parallel.pipeline_model_parallel_size": pipeline})
+    kinds = [recompute, smaller, split, deeper]
+    if parallel.tensor_model_parallel_size > 1 and not parallel.sequence_parallel:
+        kinds.append([{"parallel.sequence_parallel": True}])
+    if not parallel.use_distributed_optimizer:
+        kinds.append([{"parallel.use_distributed_optimizer": True}])
+    yield [change for kind in kinds for change in kind]
+    pairs = [(a, b) for n, a in enumerate(kinds) for b in kinds[n + 1 :]]
+    yield [{**x, **y} for a, b in pairs for x in a for y in b]
+    yield [{**x, **y, **z} for x in recompute or [{}] for y in split for z in deeper]
+
+
+def _changed(config: RunConfig, change: dict[str, object]) -> RunConfig:
+    for name, value in change.items():
+        section, field = name.split(".")
+        config = replace(config, **{section: replace(getattr(config, section), **{field: value})})
+    return config
+
+
+def _runs(config: RunConfig, gpus: int, stretches: Sequence[Stretch]) -> bool:
+    language, parallel = config.model.language, config.parallel
+    tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    sizes = (
+        language.num_attention_heads,
+        language.query_groups,
+        language.ffn_width,
+        language.vocab_pad_multiple,
+        config.model.vision.num_attention_heads,
+        config.model.vision.ffn_width,
+    )
+    if gpus % (tensor * pipeline) or any(size % tensor for size in sizes):
+        return False
+    chunks = pipeline * parallel.virtual_pipeline_model_parallel_size
+    ends = (parallel.num_layers_in_first_pipeline_stage, parallel.num_layers_in_last_pipeline_stage)
+    if language.num_layers % chunks or ends != (None, None):
+        return False
+    unit = gpus // (tensor * pipeline) * (pipeline if chunks > pipeline else 1)
+    return all(s.shape.global_batch_size % (s.shape.micro_batch_size * unit) == 0 for s in stretches)
