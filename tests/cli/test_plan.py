@@ -125,7 +125,7 @@ def test_calibrate_writes_factors_that_plan_takes(tmp_path: Path, capsys: pytest
         (["vlm_1b", "--gpu", "v100"], "described are a100, h100, h200, b200"),
         (["vlm_1b", "--gpus", "0"], "--gpus 0 must be at least 1"),
         (["vlm_1b", "--out", "plan.txt"], "ends with none of .png, .svg, .pdf"),
-        (["tiny"], "give train_tokens or train_steps"),
+        (["tiny"], "give train_tokens, train_steps"),
         (["vlm_1b", "--gpus", "6"], "does not run on 6 GPUs"),
         (["vlm_1b", "--gpu", "a100", "--precision", "fp8"], "a100 multiplies in bf16, fp32"),
         (["vlm_1b", "--calibrate", "missing.jsonl"], "give the metrics.jsonl of a run"),
