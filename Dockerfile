@@ -38,5 +38,8 @@ RUN useradd --create-home --uid "${USER_ID}" "${USER_NAME}" && install -d -o "${
 USER ${USER_NAME}
 WORKDIR /runs
 
+# Whether a run could start here: libraries, devices, native code, room in /dev/shm.
+HEALTHCHECK --interval=5m --timeout=2m --start-period=1m CMD ["megatron-vlm", "doctor"]
+
 # The base image's own entrypoint stays: it prints the release notes that matter and runs whatever command it is given.
 CMD ["megatron-vlm", "--help"]

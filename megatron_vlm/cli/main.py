@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "merge": ("merge", "put datasets together into one"),
     "sample": ("sample", "draw documents of a dataset into a smaller one"),
     "inspect": ("inspect", "show what a .bin/.idx dataset or a checkpoint holds"),
+    "doctor": ("doctor", "what this machine has for training, and what is missing"),
     "config": ("config", "print a resolved configuration, or explain every field"),
     "curriculum": ("curriculum", "show what a run will train on, stage by stage, and what one has trained on"),
     "plan": ("plan", "does it fit on these GPUs, how long it takes and what it costs; or the fastest layout"),

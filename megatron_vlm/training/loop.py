@@ -38,6 +38,7 @@ from megatron_vlm.training.signals import EXIT_SAVED_ON_SIGNAL, StopRequest
 from megatron_vlm.training.step import train_step
 from megatron_vlm.training.step_data import StepBatches, StepData
 from megatron_vlm.training.step_record import step_record
+from megatron_vlm.training.surroundings import as_table, survey
 from megatron_vlm.training.validation import Validation, trained_shape
 
 
@@ -162,6 +163,7 @@ class Run:
             folder = Path(config.logging.directory)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+            (folder / "environment.txt").write_text(as_table(survey()) + "\n", encoding="utf-8")
             log = MetricsLog(folder, self.step, config.logging.tensorboard)
             self.say(banner(config, self.topology, self.engine.chunks))
         stop = StopRequest()
