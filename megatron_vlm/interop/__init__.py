@@ -1,0 +1,1 @@
+"""Weights of other libraries out of our checkpoints."""
