@@ -50,6 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--template", default="{name}", help="words around the name, as captions have them (default: '{name}')"
     )
     parser.add_argument("--limit", type=int, default=0, help="documents of each source and questions at most (0: all)")
+    parser.add_argument(
+        "--harness",
+        metavar="NAMES",
+        help="tasks of lm-evaluation-harness, by name with commas: arc_easy,hellaswag (pip install lm-eval)",
+    )
+    parser.add_argument("--harness-include", type=Path, metavar="DIR", help="a folder of your own of its task files")
+    parser.add_argument("--harness-shots", type=int, metavar="N", help="examples before each of the harness's questions")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the results as json")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tasks' table as Markdown")
     parser.add_argument("--tensorboard", action="store_true", help="add the tasks' scores to the run's TensorBoard")
@@ -92,6 +99,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from megatron_vlm.data.opening import open_sources
     from megatron_vlm.data.sources.opening import expand_inputs
     from megatron_vlm.errors import UserError
+    from megatron_vlm.evaluation.harness.run_lm_eval import harness_table, require_harness, run_lm_eval
     from megatron_vlm.evaluation.held_out import measure_held_out
     from megatron_vlm.evaluation.naming import NamingTask, make_questions
     from megatron_vlm.evaluation.report import as_map, table, write_json
@@ -113,7 +121,9 @@ def _evaluate(args: argparse.Namespace) -> int:
         wanted[name] = expand_inputs([pattern])
     checkpoint = find_checkpoint(args.checkpoint)
     config, given = apply_overrides(checkpoint_config(checkpoint), args.overrides)
-    generates = any(not task.by_likelihood for task in tasks)
+    if args.harness:
+        require_harness()
+    generates = bool(args.harness) or any(not task.by_likelihood for task in tasks)
     config = layout_for(config, world_size_from_environment(), given.get("parallel", {}), generates)
     scorer = Scorer.open(checkpoint, config)
     try:
@@ -125,8 +135,15 @@ def _evaluate(args: argparse.Namespace) -> int:
         }
         controls = ("seen", *dict.fromkeys(args.control))
         scores = list(run_tasks(scorer, tasks, controls, args.limit))
+        harness = None
+        if args.harness:
+            names = [name for name in args.harness.split(",") if name]
+            harness = run_lm_eval(scorer, names, args.harness_include, args.harness_shots, args.limit)
         if scorer.topology.rank == 0:
             results = as_map(scorer.step, held_out, naming, scores)
+            if harness is not None:
+                results["harness"] = harness["results"]
+                print(harness_table(harness))
             print(f"{checkpoint}, step {scorer.step}")
             print(table(held_out, naming))
             if scores:

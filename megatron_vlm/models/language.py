@@ -32,21 +32,20 @@ def label_likelihoods(logits: Tensor, labels: Tensor, vocab_size: int) -> tuple[
     Args:
         logits: `[b, s, v / tp]`, this rank's part.
         labels: int64 `[b, s]`.
-        vocab_size: ids from here on are padding, and the likeliest of none.
+        vocab_size: ids from here on are padding, which training gives a share of the probability and this does not.
 
     Returns:
-        fp32 `[b, s]` each, on all ranks: negative log-likelihood in nats, over the padded vocabulary as in training, and 1
-        where no other token is likelier, else 0.
+        fp32 `[b, s]` each, on all ranks: negative log-likelihood in nats, and 1 where no other token is likelier, else 0.
     """
-    logits = logits.float()
     group = parallel_state.get_tensor_model_parallel_group()
     first = group.rank() * logits.size(-1)
+    ids = torch.arange(first, first + logits.size(-1), device=logits.device)
+    logits = logits.float().masked_fill(ids >= vocab_size, float("-inf"))
     own = (labels >= first) & (labels < first + logits.size(-1))
     at = torch.where(own, labels - first, 0).unsqueeze(-1)
     lowest = torch.finfo(logits.dtype).min
     target = torch.where(own, logits.gather(-1, at).squeeze(-1), lowest)
-    real = logits[..., : max(0, vocab_size - first)]
-    best = real.max(dim=-1).values if real.size(-1) else torch.full_like(target, lowest)
+    best = logits.max(dim=-1).values.clamp(min=lowest)
     both = torch.stack([target, best])
     if group.size() > 1:
         dist.all_reduce(both, op=dist.ReduceOp.MAX, group=group)

@@ -20,6 +20,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 from megatron_vlm.errors import UserError
 from megatron_vlm.parallel.host_adam import HostFusedAdam
@@ -176,6 +177,9 @@ def install() -> None:
         return
     if torch.cuda.is_available():
         raise UserError("the host platform is for machines without a GPU; set parallel.device to cuda or auto")
+    # `with torch.device(...)` knows torch's factories by a set that is made at its first use: from the originals, which the
+    # replacements call, or other libraries' models in this process would be made where they were not asked to be
+    _device_constructors()
     for name in _FACTORIES:
         _answer_core(torch, name, _factory_on_cpu)
     for name, reply in _CUDA_CALLS.items():

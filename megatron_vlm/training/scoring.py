@@ -23,6 +23,9 @@ from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training.engine import Engine, unwrap
 from megatron_vlm.training.step import forward_row
 
+#: positions of a micro-batch at most, but for a pack that is longer
+_POSITIONS = 4096
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -58,27 +61,32 @@ def score_documents(
 
     Returns:
         float64 `[documents, 2]` on every rank: sum over the labels in nats, and their number. With `greedy`
-        `[documents, 3]`, the last the labels that are the likeliest token at their place; padding of the vocabulary is none.
+        `[documents, 3]`, the last the labels that are the likeliest token at their place; padding of the vocabulary then has
+        no part of the probability, as it has in the loss.
 
     Raises:
         ValueError: a document longer than a row.
     """
     rows = _rows(documents, shape.sequence_length)
-    mine = rows[topology.data_rank :: topology.data_size]
+    # packs that are laid end to end are one micro-batch: short ones alone are mostly overhead. All have as many
+    together = max(1, min(_POSITIONS // shape.sequence_length, -(-len(rows) // topology.data_size)))
+    groups = [rows[at : at + together] for at in range(0, len(rows), together)]
+    mine = groups[topology.data_rank :: topology.data_size]
     chunks = len(engine.forward_chunks)
     result = torch.zeros(len(documents), 3 if greedy else 2, dtype=torch.float64)
     if mine:
-        batches = [_batch(row, documents, shape, topology, tokens) for row in mine]
+        batches = [_batch(group, documents, shape, topology, tokens, together) for group in mine]
         if chunks > 1:  # the interleaved schedule wants whole groups of micro-batches
             batches += batches[-1:] * (-len(batches) % topology.pipeline_size)
         outputs = _forward(engine, batches, tokens.vocab_size if greedy else None)
         if topology.on_last_stage and topology.tensor_rank == 0:
-            for row, losses in zip(mine, outputs, strict=False):
-                at = 0
-                for number in row:
-                    length = len(documents[number].segment.ids) - 1
-                    result[number] = losses[:, at : at + length].double().sum(dim=1).cpu()
-                    at += length
+            for group, losses in zip(mine, outputs, strict=False):
+                for place, row in enumerate(group):
+                    at = place * shape.sequence_length
+                    for number in row:
+                        length = len(documents[number].segment.ids) - 1
+                        result[number] = losses[:, at : at + length].double().sum(dim=1).cpu()
+                        at += length
     result = result.to(topology.device)
     dist.all_reduce(result)
     scores = result.cpu().numpy()
@@ -87,15 +95,18 @@ def score_documents(
 
 
 def _batch(
-    row: Sequence[int],
+    rows: Sequence[Sequence[int]],
     documents: Sequence[Scored],
     shape: StepShape,
     topology: Topology,
     tokens: TokenCounts,
+    packs: int = 1,
 ) -> MicroBatch:
-    pictures = [picture for number in row for picture in documents[number].pictures]
+    """Rows of documents by number as a micro-batch of `packs` packs; those that are missing are padding."""
+    pictures = [picture for row in rows for number in row for picture in documents[number].pictures]
+    filled = [[documents[number].segment for number in row] for row in rows]
     return make_micro_batch(
-        [[documents[number].segment for number in row]],
+        filled + [[] for _ in range(packs - len(rows))],
         pictures if topology.on_first_stage else None,
         shape.sequence_length,
         tokens,

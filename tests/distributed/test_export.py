@@ -49,7 +49,7 @@ def _ours(folder: Path) -> tuple[np.ndarray, tuple[int, ...], list[int]]:
     scorer = Scorer.open(checkpoint, layout_for(checkpoint_config(checkpoint), 1, {}, generates=True))
     ids = scorer.tokenizer.encode(TEXT)
     document = Scored(Segment(np.array([*ids, 0], np.int32), MODALITY_TEXT))
-    batch = _batch([0], [document], scorer.shape, scorer.topology, scorer.tokens)
+    batch = _batch([[0]], [document], scorer.shape, scorer.topology, scorer.tokens)
     (model,) = scorer.engine.forward_chunks
     model.eval()
     with torch.no_grad():

@@ -85,7 +85,7 @@ def _whole(folder: Path) -> list[tuple]:
         ids, ended = prompt.ids.tolist(), False
         while len(ids) < len(prompt.ids) + NEW and not ended:
             segment = Segment(np.array([*ids, 0], np.int32), MODALITY_TEXT)
-            batch = _batch([0], [Scored(segment, prompt.pictures)], scorer.shape, scorer.topology, scorer.tokens)
+            batch = _batch([[0]], [Scored(segment, prompt.pictures)], scorer.shape, scorer.topology, scorer.tokens)
             with torch.no_grad():
                 logits = forward_row(model, batch, labels=False)[0, len(ids) - 1, : scorer.tokens.vocab_size]
             logits[[scorer.tokens.image_token_id, scorer.tokens.pad_id]] = float("-inf")

@@ -108,14 +108,14 @@ def _alone(folder: Path) -> list[tuple[str, float]]:
                 before, answer = split_ids(scorer.tokenizer, choice)
                 rows = scorer.shape.image_tokens if seen else 0
                 document = Scored(segment_of(scorer.tokenizer, before, answer, rows, scorer.shape.sequence_length), seen)
-                batch = _batch([0], [document], scorer.shape, scorer.topology, scorer.tokens)
+                batch = _batch([[0]], [document], scorer.shape, scorer.topology, scorer.tokens)
                 with torch.no_grad(), scorer.engine.whole_parameters():
                     logits = forward_row(model, batch, labels=False)[0].double()
                 labels = torch.tensor(answer)
-                chosen = logits[len(document.segment.ids) - 1 - len(answer) :][: len(answer)]
+                chosen = logits[len(document.segment.ids) - 1 - len(answer) :, : scorer.tokens.vocab_size][: len(answer)]
                 expected = float(chosen.log_softmax(-1)[torch.arange(len(answer)), labels].sum())
                 off = max(off, abs(expected - found.log_likelihood[number]))
-                greedy = bool((chosen[:, : scorer.tokens.vocab_size].argmax(-1) == labels).all())
+                greedy = bool((chosen.argmax(-1) == labels).all())
                 assert (found.tokens[number], found.greedy[number]) == (len(answer), greedy)
         worst.append((task.name, off))
     return worst

@@ -55,6 +55,18 @@ def test_core_is_answered_and_a_stray_call_is_not() -> None:
     assert run_ranks(1, _answers_core_only) == [[[[1.0] * 3] * 2, "torch.cuda.FloatTensor", "cpu"]]
 
 
+def _devices_asked_for() -> list[str]:
+    host.install()
+    with torch.device("meta"):
+        made = [torch.empty(2), torch.zeros(2), torch.ones(2), torch.full((2,), 1.0), torch.tensor([1.0]), torch.arange(2)]
+    return [tensor.device.type for tensor in made]
+
+
+def test_other_libraries_get_the_device_that_they_ask_for() -> None:
+    """transformers makes models under `with torch.device("meta")`: on the CPU, what it fills in later would be lost."""
+    assert run_ranks(1, _devices_asked_for) == [["meta"] * 6]
+
+
 def _install_twice() -> bool:
     replaced = lambda: [torch.zeros, torch.cuda.current_device, torch.Tensor.type, torch.Tensor.cuda]  # noqa: E731
     assert not host.installed()

@@ -1,0 +1,1 @@
+"""Checkpoints driven by other projects' evaluation harnesses."""
