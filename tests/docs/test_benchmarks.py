@@ -25,11 +25,14 @@ SMALL = {
     "bench_planner": ["--documents", "2000", "--packs", "20", "--runs", "1", "--large", "5000"],
     "bench_attention": ["--positions", "128", "--runs", "1"],
     "bench_packing": ["--documents", "5000", "--ranks", "4", "--runs", "1"],
+    "bench_evaluation": ["--questions", "8", "--runs", "1"],
     "bench_checkpoint": ["--megabytes", "20", "--ranks", "1", "--runs", "1"],
     "bench_step": ["--sequence-length", "16", "--runs", "1"],
 }
 #: these have nothing to measure on a machine without CUDA
 ON_GPU = {"bench_kernels_gpu"}
+#: these compare with a library that is not installed by `make test`
+NEEDS = {"bench_evaluation": "lm_eval"}
 
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -47,6 +50,8 @@ def test_every_benchmark_is_listed() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_small_run(name: str, tmp_path: Path) -> None:
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
     assert "--json" in run(name, "--help").stdout
     file = tmp_path / "results.json"
     done = run(name, *SMALL[name], "--json", str(file))
