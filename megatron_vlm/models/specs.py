@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -22,8 +23,9 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from megatron_vlm.config.model import LanguageConfig, VisionConfig
 from megatron_vlm.errors import UserError
-from megatron_vlm.models.host_layers import HostAttention, HostGainLayerNorm, HostLayerNorm, HostRMSNorm
+from megatron_vlm.models.host_layers import HostAttention, HostGainLayerNorm, HostLayerNorm, HostRMSNorm, HostZeroCenteredRMSNorm
 from megatron_vlm.models.layer_scale import LayerScaleAdd
+from megatron_vlm.models.parallel_residual import ParallelResidualLayer
 
 _HOST_NORMS: dict[str, Any] = {
     "rmsnorm": HostRMSNorm,
@@ -57,9 +59,13 @@ def language_block_spec(
         from megatron.core.extensions.transformer_engine import TENorm
 
         layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=language.qk_layernorm)
+        if language.parallel_residual:
+            layer = replace(layer, module=ParallelResidualLayer)
         return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=TENorm)
-    norm = _HOST_NORMS[language.normalization]
+    norm = HostZeroCenteredRMSNorm if language.zero_centered_gamma else _HOST_NORMS[language.normalization]
     layer = copy.deepcopy(get_gpt_layer_local_spec(qk_layernorm=language.qk_layernorm, normalization=config.normalization))
+    if language.parallel_residual:
+        layer.module = ParallelResidualLayer
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = HostAttention
     if language.qk_layernorm:
