@@ -84,6 +84,8 @@ class LanguageFamily:
         write: our configuration and the rows of the vocabulary -> config.json without the fields that every family has.
             Raises Unexpressed.
         mapping: our configuration and the rows of the vocabulary -> the tensors of a folder of this class.
+        base_prefix: what the class puts before the names of the model below its head.
+        head_names: beginnings of the names that are the head's.
     """
 
     model_type: str
@@ -91,6 +93,8 @@ class LanguageFamily:
     read: Callable[[Mapping[str, Any]], LanguageConfig]
     write: Callable[[LanguageConfig, int], dict[str, Any]]
     mapping: Callable[[LanguageConfig, int], TensorMapping]
+    base_prefix: str = "model."
+    head_names: tuple[str, ...] = ("lm_head.",)
 
 
 @dataclass(frozen=True)
