@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "config": ("config", "print a resolved configuration, or explain every field"),
     "curriculum": ("curriculum", "show what a run will train on, stage by stage, and what one has trained on"),
     "train": ("train", "pre-train a model; images enter where the curriculum says"),
+    "convert": ("convert", "weights of other projects in, checkpoints out to transformers"),
     "evaluate": ("evaluate", "held-out loss by modality, blind control, four-way naming of pictures"),
 }
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from megatron_vlm.config.language_checks import language_problems
 from megatron_vlm.config.curriculum_checks import curriculum_problems
+from megatron_vlm.config.language_checks import language_problems
 from megatron_vlm.config.nearest import nearest_divisor, nearest_multiple
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.config.shape_checks import batch_problems, picture_problems, row_problems

@@ -40,10 +40,7 @@ def as_jinja(template: ChatTemplate, image_token: str) -> str:
     """
     trim = template.trim
     roles = "".join(
-        "{%- "
-        + ("if" if number == 0 else "elif")
-        + f" message['role'] == '{name}' -%}}"
-        + _turn(role, trim, image_token)
+        "{%- " + ("if" if number == 0 else "elif") + f" message['role'] == '{name}' -%}}" + _turn(role, trim, image_token)
         for number, (name, role) in enumerate(
             (("system", template.system), ("user", template.user), ("assistant", template.assistant))
         )
@@ -59,7 +56,9 @@ def as_jinja(template: ChatTemplate, image_token: str) -> str:
     between = "{%- if not loop.first -%}" + _said(template.between) + "{%- endif -%}" if template.between else ""
     prompt = _said([piece for piece in template.assistant.prefix if not piece.learnt])
     ending = _said(template.end)
-    finish = "{%- if add_generation_prompt -%}" + _said(template.between) + prompt + "{%- else -%}" + ending + "{%- endif -%}"
+    finish = (
+        "{%- if add_generation_prompt -%}" + _said(template.between) + prompt + "{%- else -%}" + ending + "{%- endif -%}"
+    )
     return (
         _said(template.begin)
         + default

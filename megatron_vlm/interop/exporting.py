@@ -92,9 +92,7 @@ def plan_export(
     tensors = CheckpointTensors(checkpoint)
     rows = _rows(run, tensors, tokenizer, vocabulary_rows)
     architecture, fields, mapping = _written_as(config, part, family, rows, tokenizer)
-    plan = ExportPlan(
-        checkpoint, run, config, part, architecture, fields, mapping, tensors, rows, tokenizer, dtype or None
-    )
+    plan = ExportPlan(checkpoint, run, config, part, architecture, fields, mapping, tensors, rows, tokenizer, dtype or None)
     note = processor_note(config.data.pictures)
     if note and part != "language":
         plan.notes.append(note)
@@ -191,8 +189,8 @@ def _values(plan: ExportPlan) -> Iterator[tuple[str, Tensor]]:
         for name, part in zip(entry.theirs, parts, strict=True):
             # of its own storage: parts of one tensor would be taken for tied weights
             yield name, part.to(plan.described[name][1]).clone(memory_format=torch.contiguous_format)
-    for name, (shape, value) in plan.mapping.filled.items():
-        yield name, torch.full(shape, value, dtype=plan.described[name][1])
+    for name, (shape, constant) in plan.mapping.filled.items():
+        yield name, torch.full(shape, constant, dtype=plan.described[name][1])
 
 
 def run_export(plan: ExportPlan, folder: Path, shard_bytes: int = 4 << 30, chat_template: str = "plain") -> list[Path]:

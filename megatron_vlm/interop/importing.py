@@ -73,7 +73,7 @@ def import_config(sources: Sequence[Source], base: RunConfig, overrides: Sequenc
             if value is None:
                 continue
             if part in parts:
-                raise DataError(f"{source.where}: its {part} model is there already, from a folder before it; give one of each")
+                raise DataError(f"{source.where}: its {part} model is there from another folder; give one of each")
             parts[part] = value
     multiple = base.model.language.vocab_pad_multiple
     if "language" in parts:
@@ -81,15 +81,25 @@ def import_config(sources: Sequence[Source], base: RunConfig, overrides: Sequenc
     return apply_overrides(replace(base, model=ModelConfig(**{**vars(base.model), **parts})), overrides)[0]
 
 
+def with_tokenizer_of(sources: Sequence[Source], base: RunConfig) -> RunConfig:
+    """`base` with the tokenizer that lies beside a language model, where it has none of its own."""
+    if base.data.tokenizer:
+        return base
+    folder = next((s.where for s in sources if s.language is not None and (s.where / "tokenizer.json").is_file()), None)
+    return base if folder is None else replace(base, data=replace(base.data, tokenizer=str(folder.resolve())))
+
+
 def plan_import(sources: Sequence[Source], base: RunConfig, overrides: Sequence[str] = ()) -> ImportPlan:
     """
     Raises:
         ConfigError: an override.
-        DataError: two sources hold the same part; the tokenizer cannot be used.
+        DataError: two sources hold the same part; the tokenizer cannot be used; nothing tells the size of the vocabulary.
     """
     config = import_config(sources, base, overrides)
     tokenizer = Tokenizer.load(Path(config.data.tokenizer)) if config.data.tokenizer else None
     rows = max(s.rows for s in sources)
+    if tokenizer is None and not rows:
+        raise DataError("an encoder alone says nothing of the vocabulary; give --data.tokenizer, or a language model too")
     config, padded = _vocabulary(config, rows, tokenizer.vocab_size if tokenizer else rows)
     plan = ImportPlan(config, tokenizer)
     wanted = model_tensors(config.model, padded)

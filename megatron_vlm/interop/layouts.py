@@ -147,7 +147,7 @@ class Constant:
 
     def split(self, whole: Tensor) -> list[Tensor]:
         if not bool((whole == self.value).all()):
-            raise ValueError(f"the family has no such tensor and acts as if it were {self.value:g} throughout, which it is not")
+            raise ValueError(f"the family has no such tensor and acts as if all of it were {self.value:g}, which is not so")
         return []
 
 
@@ -168,7 +168,7 @@ class Repeated:
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         if not all(torch.equal(part, parts[0]) for part in parts[1:]):
-            raise ValueError(f"the {self.count} heads have gains of their own, and this project's norm has one for all heads")
+            raise ValueError(f"the {self.count} heads have gains of their own, and this project has one for all")
         return parts[0]
 
     def split(self, whole: Tensor) -> list[Tensor]:

@@ -49,7 +49,7 @@ class TensorMapping:
 
     entries: tuple[Entry, ...]
     ignored: tuple[Ignored, ...] = ()
-    filled: dict[str, tuple[Shape, float]] = field(default_factory=dict)
+    filled: Mapping[str, tuple[Shape, float]] = field(default_factory=dict)
 
     def prefixed(self, prefix: str) -> TensorMapping:
         """The same under a longer name, as a language model has inside a vision-language one."""

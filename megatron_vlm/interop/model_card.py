@@ -33,7 +33,7 @@ def model_card(config: RunConfig, run: dict[str, Any], architecture: str, pictur
         "```python",
         f"from transformers import {auto}, {'AutoProcessor' if pictures else 'AutoTokenizer'}",
         f'model = {auto}.from_pretrained("FOLDER")',
-        f'{"processor" if pictures else "tokenizer"} = '
+        f"{'processor' if pictures else 'tokenizer'} = "
         f'{"AutoProcessor" if pictures else "AutoTokenizer"}.from_pretrained("FOLDER")',
         "```",
         "",

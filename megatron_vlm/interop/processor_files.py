@@ -40,7 +40,7 @@ def processor_note(pictures: PicturesConfig) -> str | None:
     if pictures.resize in ("squash", "centre_crop"):
         return None
     return (
-        f"Training put pictures into the encoder's square by `{pictures.resize}`, which no standard processor does; the one in "
+        f"Training put pictures into the encoder's square by `{pictures.resize}`, which no standard processor does; that of "
         f"this folder squashes both sides to it."
     )
 

@@ -51,4 +51,3 @@ def vision_for(vision: VisionConfig) -> VisionFamily:
     """The family that an encoder is written as."""
     name = {"siglip": "siglip_vision_model", "clip": "clip_vision_model", "dinov2": "dinov2"}[vision.kind]
     return VISION[name + ("_with_registers" if vision.register_tokens else "")]
-

@@ -96,7 +96,8 @@ def _vision_config(where: Path, kind: str, config: Mapping[str, Any]) -> VisionC
         values = read_json(preprocessor)
         mean, std = (values.get(name) for name in ("image_mean", "image_std"))
         if isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3:
-            vision = replace(vision, pixel_mean=tuple(map(float, mean)), pixel_std=tuple(map(float, std)))
+            red, green, blue = ((float(m), float(s)) for m, s in zip(mean, std, strict=True))
+            vision = replace(vision, pixel_mean=(red[0], green[0], blue[0]), pixel_std=(red[1], green[1], blue[1]))
     return vision
 
 

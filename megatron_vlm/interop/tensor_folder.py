@@ -17,6 +17,17 @@ from megatron_vlm.interop.layouts import Shape
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
+#: what torch.load raises on a file that is something else, or holds more than it may
+_NO_TENSORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    TypeError,
+)
 _PICKLES = (".bin", ".pt", ".pth")
 
 
@@ -44,7 +55,7 @@ class TensorFolder:
                 known = rename(name)
                 if known in self._files:
                     other = self._files[known]
-                    raise DataError(f"{path}: {name} and {other[1]} of {other[0].name} are the same tensor; keep one of them")
+                    raise DataError(f"{path}: {name} and {other[1]} of {other[0].name} are one tensor; keep one of them")
                 self._files[known], self.shapes[known] = (path, name), shape
 
     def _contents(self, path: Path) -> list[tuple[str, Shape]]:
@@ -141,7 +152,16 @@ def _unpickled(path: Path) -> Mapping[str, Tensor]:
     """The tensors of a pickle: the file's own map, or the one under `state_dict` or `model`, without `module.` in front."""
     try:
         value: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"{path}: refused, it holds more than tensors or is damaged ({reason[:200]}); pickles are read by "

@@ -23,7 +23,13 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from megatron_vlm.config.model import LanguageConfig, VisionConfig
 from megatron_vlm.errors import UserError
-from megatron_vlm.models.host_layers import HostAttention, HostGainLayerNorm, HostLayerNorm, HostRMSNorm, HostZeroCenteredRMSNorm
+from megatron_vlm.models.host_layers import (
+    HostAttention,
+    HostGainLayerNorm,
+    HostLayerNorm,
+    HostRMSNorm,
+    HostZeroCenteredRMSNorm,
+)
 from megatron_vlm.models.layer_scale import LayerScaleAdd
 from megatron_vlm.models.parallel_residual import ParallelResidualLayer
 

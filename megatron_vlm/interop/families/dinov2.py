@@ -55,9 +55,7 @@ def read(config: Mapping[str, Any]) -> VisionConfig:
 
 def write(vision: VisionConfig) -> dict[str, Any]:
     hidden, gated = vision.hidden_size, vision.activation == "swiglu"
-    ratio = next(
-        (r for r in range(1, 17) if (_gated_width(hidden, r) if gated else hidden * r) == vision.ffn_width), None
-    )
+    ratio = next((r for r in range(1, 17) if (_gated_width(hidden, r) if gated else hidden * r) == vision.ffn_width), None)
     refuse(
         "dinov2",
         ["" if ratio else f"an MLP of width {vision.ffn_width} is no whole multiple of {hidden}, which the family's is"],

@@ -54,9 +54,7 @@ def vit_layers(vision: VisionConfig, names: LayerNames) -> Iterator[Entry]:
         for kind, tail in (("weight", True), ("bias", False)):
             qkv = tuple(f"{theirs}{name}.{kind}" for name in names.qkv)
             width_in = hidden if tail else None
-            yield Entry(
-                f"{ours}self_attention.linear_qkv.{kind}", qkv, GroupedQKV(heads, heads, hidden // heads, width_in)
-            )
+            yield Entry(f"{ours}self_attention.linear_qkv.{kind}", qkv, GroupedQKV(heads, heads, hidden // heads, width_in))
             for part, name, out, into in (
                 ("self_attention.linear_proj", names.out, hidden, hidden),
                 ("mlp.linear_fc1", names.fc1, up, hidden),
@@ -70,7 +68,7 @@ def vit_sizes(config: Mapping[str, Any], defaults: Mapping[str, int]) -> dict[st
     found = {name: config.get(name, default) for name, default in defaults.items()}
     for name, value in found.items():
         if not isinstance(value, int):
-            raise Unexpressed(f"config.json of the encoder: {name} {value!r} is not one whole number, and pictures are squares")
+            raise Unexpressed(f"config.json of the encoder: {name} {value!r} is no whole number, and pictures are squares")
     found["num_layers"] = found.pop("num_hidden_layers")
     if config.get("num_channels", 3) != 3:
         raise Unexpressed(f"config.json of the encoder: num_channels {config['num_channels']}, and pictures have three")

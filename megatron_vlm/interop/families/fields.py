@@ -73,6 +73,6 @@ def window_reason(config: Mapping[str, Any], uses: bool = True) -> str:
     if not uses or window is None or window >= config.get("max_position_embeddings", 0):
         return ""
     return (
-        f"its attention sees {window} positions back, and the layers of this project see the whole document; for documents of "
+        f"its attention sees {window} positions back, and this project's layers see the whole document; for documents of "
         f"at most {window} tokens it is the same function: set max_position_embeddings in its config.json to {window}"
     )

@@ -43,7 +43,7 @@ def features(config: Mapping[str, Any], vision: VisionConfig) -> VisionConfig:
     """
     layer, strategy = config.get("vision_feature_layer", -2), config.get("vision_feature_select_strategy", "default")
     if not isinstance(layer, int):
-        raise Unexpressed(f"llava: vision_feature_layer {layer}: features of several layers side by side; the model takes one")
+        raise Unexpressed(f"llava: vision_feature_layer {layer}: several layers side by side; the model takes one")
     skip = -1 - layer if layer < 0 else vision.num_layers - layer
     stripped = 1 if strategy == "default" else 0
     refuse(
@@ -90,9 +90,7 @@ def problems(model: ModelConfig) -> list[str]:
     return found
 
 
-def write(
-    model: ModelConfig, language: LanguageFamily, vision: VisionFamily, rows: int, image_token: int
-) -> dict[str, Any]:
+def write(model: ModelConfig, language: LanguageFamily, vision: VisionFamily, rows: int, image_token: int) -> dict[str, Any]:
     refuse("llava", problems(model))
     return {
         "image_token_index": image_token,

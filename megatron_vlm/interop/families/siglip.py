@@ -15,7 +15,7 @@ from megatron_vlm.interop.families.encoder import (
     vit_layers,
     vit_sizes,
 )
-from megatron_vlm.interop.layouts import Same
+from megatron_vlm.interop.layouts import Same, Shape
 from megatron_vlm.interop.mapping import Entry, Ignored, TensorMapping, VisionFamily
 from megatron_vlm.interop.model_tensors import POSITIONS
 
@@ -65,7 +65,7 @@ def mapping(vision: VisionConfig) -> TensorMapping:
         Entry(POSITIONS, ("embeddings.position_embedding.weight",), Same((vision.patches, hidden))),
         *vit_layers(vision, NAMES),
     ]
-    filled = {}
+    filled: dict[str, tuple[Shape, float]] = {}
     if vision.final_norm:
         entries += norm_entries("vision.decoder.final_layernorm", "post_layernorm", hidden)
     else:
