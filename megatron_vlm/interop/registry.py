@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 from megatron_vlm.config.model import LanguageConfig, VisionConfig
-from megatron_vlm.interop.families import clip, dinov2, llama, mistral, qwen2, qwen3, siglip
+from megatron_vlm.interop.families import (
+    clip,
+    dinov2,
+    gemma,
+    gpt_neox,
+    llama,
+    mistral,
+    olmo,
+    qwen2,
+    qwen3,
+    siglip,
+    stablelm,
+)
 from megatron_vlm.interop.mapping import LanguageFamily, Unexpressed, VisionFamily
 
 LANGUAGE: dict[str, LanguageFamily] = {
-    family.model_type: family for family in (llama.FAMILY, qwen2.FAMILY, qwen3.FAMILY, mistral.FAMILY)
+    family.model_type: family
+    for family in (
+        llama.FAMILY,
+        qwen2.FAMILY,
+        qwen3.FAMILY,
+        mistral.FAMILY,
+        gemma.FAMILY,
+        gpt_neox.FAMILY,
+        stablelm.FAMILY,
+        olmo.FAMILY,  # after stablelm: it holds gains of one alone
+    )
 }
 VISION: dict[str, VisionFamily] = {
     family.model_type: family for family in (siglip.FAMILY, clip.FAMILY, dinov2.FAMILY, dinov2.WITH_REGISTERS)
@@ -20,6 +42,7 @@ TOWERS: dict[str, str] = {
 }
 #: model types that are refused for a reason that is known; others are refused as unknown
 REFUSED: dict[str, str] = {
+    **gemma.REFUSED,
     "siglip2_vision_model": "SigLIP 2 in native resolution (NaFlex) takes pictures of any shape; its fixed-resolution "
     "checkpoints have the model_type siglip and are taken",
     "qwen2_moe": "the model has no mixture of experts",

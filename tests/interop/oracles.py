@@ -53,11 +53,16 @@ def base_config() -> RunConfig:
 def randomized(model: torch.nn.Module, seed: int = 11) -> Any:
     """Every parameter away from zero and one, so that none can be forgotten unseen."""
     generator = torch.Generator().manual_seed(seed)
+    one_head = torch.empty(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if ".norms." in name and not name.endswith("norms.0.weight"):
+                parameter.copy_(one_head)  # a norm a head, all alike
+                continue
             gain = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             spread = 0.2 if parameter.dim() == 1 else 1.3 / parameter.shape[-1] ** 0.5
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread + gain)
+            one_head = parameter.clone() if ".norms." in name else one_head
     return model.eval()
 
 
