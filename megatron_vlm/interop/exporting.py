@@ -20,7 +20,7 @@ from megatron_vlm.errors import DataError, UserError
 from megatron_vlm.interop import registry
 from megatron_vlm.interop.chat_jinja import as_jinja
 from megatron_vlm.interop.checkpoint_reader import CheckpointTensors
-from megatron_vlm.interop.families import llava
+from megatron_vlm.interop.families import lfm2_vl, llava
 from megatron_vlm.interop.layouts import Shape
 from megatron_vlm.interop.mapping import Entry, TensorMapping, Unexpressed
 from megatron_vlm.interop.model_card import model_card
@@ -132,10 +132,22 @@ def _written_as(
         fields = {"model_type": language.model_type, **length, **language.write(model.language, rows), **_ids(tokenizer)}
         return language.architecture, fields, language.mapping(model.language, rows)
     image_token = tokenizer.image_token_id if tokenizer else rows - 1
-    fields = {"model_type": llava.MODEL_TYPE, **llava.write(model, language, vision, rows, image_token), **_ids(tokenizer)}
+    words = language.mapping(model.language, rows)
+    if not llava.problems(model):
+        architecture, mapping = llava.ARCHITECTURE, llava.mapping(model, words, vision.mapping(model.vision))
+        fields = {"model_type": llava.MODEL_TYPE, **llava.write(model, language, vision, rows, image_token)}
+    elif not lfm2_vl.problems(model) and language.base_prefix == "model.":
+        architecture, mapping = lfm2_vl.ARCHITECTURE, lfm2_vl.mapping(model, words)
+        fields = {"model_type": lfm2_vl.MODEL_TYPE, **lfm2_vl.write(model, language, rows, image_token)}
+    else:
+        raise Unexpressed(
+            "no class of transformers is this encoder and projector:\n"
+            + "\n".join(f"  - llava: {reason}" for reason in llava.problems(model))
+            + "".join(f"\n  - lfm2_vl: {reason}" for reason in lfm2_vl.problems(model))
+        )
+    fields |= _ids(tokenizer)
     fields["text_config"] = {**length, **fields["text_config"], **_ids(tokenizer)}
-    mapping = llava.mapping(model, language.mapping(model.language, rows), vision.mapping(model.vision))
-    return llava.ARCHITECTURE, fields, mapping
+    return architecture, fields, mapping
 
 
 def _ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -227,7 +239,7 @@ def _write_beside(plan: ExportPlan, folder: Path, chat_template: str) -> None:
     if plan.part == "vision":
         values = image_processor(config.model, config.data.pictures)
         atomic_file.write_text(folder / "preprocessor_config.json", json.dumps(values, indent=2) + "\n")
-    if plan.part == "all" and tokenizer is not None:
+    if plan.architecture == llava.ARCHITECTURE and tokenizer is not None:
         write_processor(folder, config.model, config.data.pictures, tokenizer.special_names.image)
     card = model_card(config, plan.run, plan.architecture, plan.part == "all", plan.notes)
     atomic_file.write_text(folder / "README.md", card)

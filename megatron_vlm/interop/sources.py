@@ -10,8 +10,9 @@ from typing import Any
 from megatron_vlm.config.model import LanguageConfig, ModelConfig, ProjectorConfig, VisionConfig
 from megatron_vlm.errors import DataError
 from megatron_vlm.interop import registry
-from megatron_vlm.interop.families import llava
+from megatron_vlm.interop.families import lfm2_vl, llava
 from megatron_vlm.interop.mapping import LanguageFamily, TensorMapping, Unexpressed
+from megatron_vlm.interop.model_tensors import WORDS
 from megatron_vlm.interop.tensor_folder import TensorFolder, read_json
 
 #: heads of names that a tower has where it was saved as a part of something
@@ -41,7 +42,9 @@ def open_source(where: Path) -> Source:
     config = read_json(where / "config.json")
     kind = str(config.get("model_type", ""))
     if kind == llava.MODEL_TYPE:
-        return _vision_language(where, config)
+        return _llava(where, config)
+    if kind == lfm2_vl.MODEL_TYPE:
+        return _lfm2_vl(where, config)
     if kind in registry.LANGUAGE:
         return _language(where, kind, config)
     tower = registry.TOWERS.get(kind, kind)
@@ -53,7 +56,7 @@ def open_source(where: Path) -> Source:
 def unknown(where: Path, kind: str) -> Unexpressed:
     if kind in registry.REFUSED:
         return Unexpressed(f"{where}: {kind} is refused: {registry.REFUSED[kind]}")
-    known = ", ".join([*registry.LANGUAGE, *registry.VISION, *registry.TOWERS, llava.MODEL_TYPE])
+    known = ", ".join([*registry.LANGUAGE, *registry.VISION, *registry.TOWERS, llava.MODEL_TYPE, lfm2_vl.MODEL_TYPE])
     return Unexpressed(f"{where}: model_type {kind!r} is not known; known are {known}")
 
 
@@ -110,18 +113,43 @@ def _vision(where: Path, kind: str, config: Mapping[str, Any]) -> Source:
     return Source(where, kind, TensorFolder(where, rename), registry.VISION[kind].mapping(vision), vision=vision)
 
 
-def _vision_language(where: Path, config: Mapping[str, Any]) -> Source:
+def _halves(where: Path, config: Mapping[str, Any]) -> tuple[str, dict[str, Any], str, dict[str, Any]]:
+    """model_type and fields of the decoder and of the tower."""
     text, picture = config.get("text_config"), config.get("vision_config")
     if not isinstance(text, dict) or not isinstance(picture, dict):
         raise DataError(f"{where / 'config.json'}: no text_config and vision_config in it; save it anew with transformers")
     kind = str(text.get("model_type", "llama"))
     tower = str(picture.get("model_type", "clip_vision_model"))
-    for name, known in ((kind, registry.LANGUAGE), (tower, registry.VISION)):
-        if name not in known:
-            raise unknown(where, name)
-    family = registry.LANGUAGE[kind]
+    if kind not in registry.LANGUAGE:
+        raise unknown(where, kind)
     if "tie_word_embeddings" not in text and "tie_word_embeddings" in config:
         text = {**text, "tie_word_embeddings": config["tie_word_embeddings"]}
+    return kind, text, tower, picture
+
+
+def _lfm2_vl(where: Path, config: Mapping[str, Any]) -> Source:
+    kind, text, tower, picture = _halves(where, config)
+    if tower != lfm2_vl.TOWER:
+        raise unknown(where, tower)
+    family = registry.LANGUAGE[kind]
+    language = _named(where, family.read, text)
+    plain = _vision_config(where, "siglip_vision_model", picture)
+    vision, projector = _named(where, lambda c: lfm2_vl.read(c, plain), config)
+    tensors = TensorFolder(where)
+    model = ModelConfig(language, vision, projector)
+    table = next(e for e in lfm2_vl.mapping(model, family.mapping(language, 1)).entries if e.ours == WORDS).theirs[0]
+    if table not in tensors.shapes:
+        raise DataError(f"{where}: {table} is missing, the table of word embeddings")
+    rows = tensors.shapes[table][0]
+    mapping = lfm2_vl.mapping(model, family.mapping(language, rows))
+    return Source(where, lfm2_vl.MODEL_TYPE, tensors, mapping, language, vision, projector, rows)
+
+
+def _llava(where: Path, config: Mapping[str, Any]) -> Source:
+    kind, text, tower, picture = _halves(where, config)
+    if tower not in registry.VISION:
+        raise unknown(where, tower)
+    family = registry.LANGUAGE[kind]
     language = _named(where, family.read, text)
     vision = _vision_config(where, tower, picture)
     vision = _named(where, lambda c: llava.features(c, vision), config)

@@ -88,13 +88,14 @@ def our_logits(
     images: Tensor | None = None,
     image_token: int = -1,
     parallel: dict[str, Any] | None = None,
+    words: int = ROWS,
 ) -> Tensor | None:
     """fp32 `[positions, vocabulary]` on ranks of the last stage, None on the others."""
     from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
     config = replace(checkpoint_config(checkpoint), parallel=ParallelConfig(**(parallel or {})))
     top = topology.initialize(config.parallel, seed=1)
-    engine = Engine(config, TokenCounts(ROWS, 0, image_token, 2), top)
+    engine = Engine(config, TokenCounts(words, 0, image_token, 2), top)
     load_model(engine, checkpoint)
     chunk = engine.chunks[0].eval()
     at = tokens == image_token
