@@ -25,5 +25,15 @@ def language_problems(language: LanguageConfig) -> Iterator[str]:
         yield f"model.language.embedding_scale: {language.embedding_scale} must be above 0; 1.0 leaves words as they are"
     if language.rope_scaling_factor is not None and not language.rope_scaling_factor >= 1:
         yield f"model.language.rope_scaling_factor: {language.rope_scaling_factor} must be at least 1, or null"
+    if language.qk_layernorm_full_width:
+        if not language.qk_layernorm:
+            yield "model.language.qk_layernorm_full_width: nothing is normalised with qk_layernorm false; set that to true"
+        if language.normalization == "layernorm" or language.zero_centered_gamma:
+            yield (
+                "model.language.qk_layernorm_full_width: this norm has a gain alone; set normalization to rmsnorm or "
+                "layernorm_gain, and zero_centered_gamma to false"
+            )
+    if language.norm_after and language.parallel_residual:
+        yield "model.language.norm_after: a layer with parallel_residual has norms before its branches; set one to false"
     if language.zero_centered_gamma and language.normalization != "rmsnorm":
         yield f"model.language.zero_centered_gamma: only with normalization rmsnorm, which is {language.normalization}"

@@ -37,6 +37,10 @@ class LanguageConfig:
     parallel_residual: bool = False
     #: normalise queries and keys per head before the attention
     qk_layernorm: bool = True
+    #: normalise them over all heads together instead (the open_lm and OLMo 2 families); moments cross tensor-parallel ranks
+    qk_layernorm_full_width: bool = False
+    #: norms stand after attention and MLP, before they are added, and none before them (the OLMo 2 family)
+    norm_after: bool = False
     rotary_base: int = 10000
     #: share of each head that the positions turn, from its front
     rotary_percent: float = 1.0

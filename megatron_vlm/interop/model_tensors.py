@@ -18,7 +18,14 @@ OUTPUT = "language_model.output_layer.weight"
 POSITIONS = "vision.position_embeddings.weight"
 
 #: modules whose first values are one and not drawn or zero
-_ONES = ("layer_norm_weight", "layernorm.weight", "pre_norm.weight", ".gamma")
+_ONES = ("layer_norm_weight", "layernorm.weight", "pre_norm.weight", "bda.norm.weight", ".gamma")
+
+
+def layer_norms(language: LanguageConfig) -> tuple[str, str]:
+    """Names of a layer's norms up to weight or bias: of attention, of the MLP."""
+    if language.norm_after:
+        return "self_attn_bda.norm.", "mlp_bda.norm."
+    return "self_attention.linear_qkv.layer_norm_", "mlp.linear_fc1.layer_norm_"
 
 
 def language_tensors(language: LanguageConfig, rows: int) -> Iterator[tuple[str, Shape]]:
@@ -31,10 +38,10 @@ def language_tensors(language: LanguageConfig, rows: int) -> Iterator[tuple[str,
     yield WORDS, (rows, hidden)
     for number in range(language.num_layers):
         layer = f"language_model.decoder.layers.{number}."
-        for norm in ("self_attention.linear_qkv.layer_norm", "mlp.linear_fc1.layer_norm"):
-            yield f"{layer}{norm}_weight", (hidden,)
+        for norm in layer_norms(language):
+            yield f"{layer}{norm}weight", (hidden,)
             if norm_bias:
-                yield f"{layer}{norm}_bias", (hidden,)
+                yield f"{layer}{norm}bias", (hidden,)
         yield f"{layer}self_attention.linear_qkv.weight", (mixed, hidden)
         yield f"{layer}self_attention.linear_proj.weight", (hidden, queries)
         yield f"{layer}mlp.linear_fc1.weight", (up, hidden)
@@ -46,10 +53,11 @@ def language_tensors(language: LanguageConfig, rows: int) -> Iterator[tuple[str,
             yield f"{layer}mlp.linear_fc1.bias", (up,)
             yield f"{layer}mlp.linear_fc2.bias", (hidden,)
         if language.qk_layernorm:
-            for name in ("q_layernorm", "k_layernorm"):
-                yield f"{layer}self_attention.{name}.weight", (head,)
+            for name, heads in (("q_layernorm", language.num_attention_heads), ("k_layernorm", language.query_groups)):
+                size = heads * head if language.qk_layernorm_full_width else head
+                yield f"{layer}self_attention.{name}.weight", (size,)
                 if norm_bias:
-                    yield f"{layer}self_attention.{name}.bias", (head,)
+                    yield f"{layer}self_attention.{name}.bias", (size,)
     yield "language_model.decoder.final_layernorm.weight", (hidden,)
     if norm_bias:
         yield "language_model.decoder.final_layernorm.bias", (hidden,)

@@ -11,6 +11,8 @@ from megatron_vlm.interop.families import (
     llama,
     mistral,
     olmo,
+    olmo2,
+    open_lm,
     qwen2,
     qwen3,
     siglip,
@@ -28,6 +30,8 @@ LANGUAGE: dict[str, LanguageFamily] = {
         gemma.FAMILY,
         gpt_neox.FAMILY,
         stablelm.FAMILY,
+        olmo2.FAMILY,
+        open_lm.FAMILY,
         olmo.FAMILY,  # after stablelm: it holds gains of one alone
     )
 }
@@ -43,6 +47,7 @@ TOWERS: dict[str, str] = {
 #: model types that are refused for a reason that is known; others are refused as unknown
 REFUSED: dict[str, str] = {
     **gemma.REFUSED,
+    **olmo2.REFUSED,
     "siglip2_vision_model": "SigLIP 2 in native resolution (NaFlex) takes pictures of any shape; its fixed-resolution "
     "checkpoints have the model_type siglip and are taken",
     "qwen2_moe": "the model has no mixture of experts",

@@ -10,7 +10,7 @@ from typing import Any
 from megatron_vlm.config.model import LanguageConfig, ModelConfig, ProjectorConfig, VisionConfig
 from megatron_vlm.errors import DataError
 from megatron_vlm.interop import registry
-from megatron_vlm.interop.families import lfm2_vl, llava
+from megatron_vlm.interop.families import lfm2_vl, llava, open_lm
 from megatron_vlm.interop.mapping import LanguageFamily, TensorMapping, Unexpressed
 from megatron_vlm.interop.model_tensors import WORDS
 from megatron_vlm.interop.tensor_folder import TensorFolder, read_json
@@ -40,7 +40,7 @@ def open_source(where: Path) -> Source:
         Unexpressed: a family that is not known, or that this project's model cannot express; says why.
     """
     config = read_json(where / "config.json")
-    kind = str(config.get("model_type", ""))
+    kind = open_lm.MODEL_TYPE if open_lm.is_open_lm(config) else str(config.get("model_type", ""))
     if kind == llava.MODEL_TYPE:
         return _llava(where, config)
     if kind == lfm2_vl.MODEL_TYPE:

@@ -38,7 +38,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model.vision.kind": "dinov2",
         "model.vision.register_tokens": 3,
     },
-    "open_lm": {"model.language.normalization": "layernorm_gain", "model.projector.kind": "linear"},
+    "olmo2": {"model.language.qk_layernorm_full_width": True, "model.language.norm_after": True},
+    "open_lm": {
+        "model.language.qk_layernorm_full_width": True,
+        "model.language.normalization": "layernorm_gain",
+        "model.projector.kind": "linear",
+    },
 }
 
 

@@ -8,15 +8,20 @@ from typing import Any
 from megatron_vlm.config.model import LanguageConfig
 from megatron_vlm.interop.layouts import Constant, GroupedQKV, Layout, Same, Stacked
 from megatron_vlm.interop.mapping import Entry, Ignored, TensorMapping
-from megatron_vlm.interop.model_tensors import OUTPUT, WORDS
+from megatron_vlm.interop.model_tensors import OUTPUT, WORDS, layer_norms
 
 BUFFERS = Ignored(r"(.*\.)?(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|attention\.(masked_)?bias)", "a buffer")
 
 
-def decoder_mapping(language: LanguageConfig, rows: int, gains: bool = True) -> TensorMapping:
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
+def decoder_mapping(
+    language: LanguageConfig, rows: int, gains: bool = True, norms: tuple[str, str] = _NORMS
+) -> TensorMapping:
     """The tensors of a *ForCausalLM whose layers are Llama's in name.
 
-    `rows`: of the vocabulary, as the folder has it. `gains` False: norms have no gain (OLMo).
+    `rows`: of the vocabulary, as the folder has it. `gains` False: norms have no gain (OLMo). `norms`: a layer's two.
     """
     hidden, width = language.hidden_size, language.ffn_width
     entries = [Entry(WORDS, ("model.embed_tokens.weight",), Same((rows, hidden)))]
@@ -24,14 +29,13 @@ def decoder_mapping(language: LanguageConfig, rows: int, gains: bool = True) -> 
     def norm(ours: str, theirs: str, size: int = hidden) -> None:
         for kind in ("weight", "bias") if language.normalization == "layernorm" else ("weight",):
             layout: Layout = Same((size,)) if gains else Constant((size,), 1.0)
-            separator = "_" if ours.endswith("layer_norm") else "."
-            entries.append(Entry(f"{ours}{separator}{kind}", (f"{theirs}.{kind}",) if gains else (), layout))
+            entries.append(Entry(f"{ours}{kind}", (f"{theirs}.{kind}",) if gains else (), layout))
 
     for number in range(language.num_layers):
         ours, theirs = f"language_model.decoder.layers.{number}.", f"model.layers.{number}."
         attention = f"{theirs}self_attn."
-        norm(f"{ours}self_attention.linear_qkv.layer_norm", f"{theirs}input_layernorm")
-        norm(f"{ours}mlp.linear_fc1.layer_norm", f"{theirs}post_attention_layernorm")
+        for own, name in zip(layer_norms(language), norms, strict=True):
+            norm(ours + own, theirs + name)
         for kind in ("weight", "bias") if language.add_qkv_bias else ("weight",):
             entries.append(
                 Entry(
@@ -41,8 +45,9 @@ def decoder_mapping(language: LanguageConfig, rows: int, gains: bool = True) -> 
                 )
             )
         if language.qk_layernorm:
-            norm(f"{ours}self_attention.q_layernorm", f"{attention}q_norm", language.head_dim)
-            norm(f"{ours}self_attention.k_layernorm", f"{attention}k_norm", language.head_dim)
+            for name, heads in (("q", language.num_attention_heads), ("k", language.query_groups)):
+                size = language.head_dim * (heads if language.qk_layernorm_full_width else 1)
+                norm(f"{ours}self_attention.{name}_layernorm.", f"{attention}{name}_norm", size)
         queries = language.num_attention_heads * language.head_dim
         gate_up = (f"{theirs}mlp.gate_proj.weight", f"{theirs}mlp.up_proj.weight")
         entries += [
@@ -50,7 +55,7 @@ def decoder_mapping(language: LanguageConfig, rows: int, gains: bool = True) -> 
             Entry(f"{ours}mlp.linear_fc1.weight", gate_up, Stacked(((width, hidden), (width, hidden)))),
             Entry(f"{ours}mlp.linear_fc2.weight", (f"{theirs}mlp.down_proj.weight",), Same((hidden, width))),
         ]
-    norm("language_model.decoder.final_layernorm", "model.norm")
+    norm("language_model.decoder.final_layernorm.", "model.norm")
     ignored = [BUFFERS]
     if language.untie_embeddings:
         entries.append(Entry(OUTPUT, ("lm_head.weight",), Same((rows, hidden))))

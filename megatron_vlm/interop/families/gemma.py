@@ -58,6 +58,8 @@ def write(language: LanguageConfig, rows: int) -> dict[str, Any]:
             add_qkv_bias=False,
             add_bias_linear=False,
             parallel_residual=False,
+            norm_after=False,
+            qk_layernorm_full_width=False,
             embedding_scale=math.sqrt(language.hidden_size),
         ),
     )

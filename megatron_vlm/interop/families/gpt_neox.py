@@ -44,6 +44,7 @@ def write(language: LanguageConfig, rows: int) -> dict[str, Any]:
             qk_layernorm=False,
             add_bias_linear=True,
             embedding_scale=1.0,
+            norm_after=False,
             kv_channels=None,
             num_query_groups=(None, language.num_attention_heads),
         ),

@@ -18,6 +18,8 @@ PLAIN: dict[str, Any] = {
     "parallel_residual": False,
     "zero_centered_gamma": False,
     "embedding_scale": 1.0,
+    "qk_layernorm_full_width": False,
+    "norm_after": False,
 }
 
 #: what transformers takes where config.json is silent, as those of many vision-language models are

@@ -47,6 +47,8 @@ def write(language: LanguageConfig, rows: int) -> dict[str, Any]:
             activation="swiglu",
             add_bias_linear=False,
             parallel_residual=False,
+            norm_after=False,
+            qk_layernorm_full_width=False,
             embedding_scale=1.0,
             kv_channels=None,
         ),
