@@ -10,13 +10,13 @@ from megatron_vlm.config.model import LanguageConfig
 
 def language_problems(language: LanguageConfig) -> Iterator[str]:
     """One sentence a problem, with a value that works."""
+    turned = int(language.head_dim * language.rotary_percent)
     if language.kv_channels is not None and language.kv_channels % 2:
         yield (
             f"model.language.kv_channels: {language.kv_channels} is odd, and rotary positions need heads of an even size; "
             f"nearest: {language.kv_channels + 1}"
         )
-    turned = int(language.head_dim * language.rotary_percent)
-    if not 0 < language.rotary_percent <= 1 or turned < 2 or turned % 2:
+    elif not 0 < language.rotary_percent <= 1 or turned < 2 or turned % 2:
         yield (
             f"model.language.rotary_percent: {language.rotary_percent} of heads of {language.head_dim} turns {turned} "
             f"channels, and positions turn pairs; for example 1.0"

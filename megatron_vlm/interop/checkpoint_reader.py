@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_vlm.errors import DataError
+from megatron_vlm.interop.contents_table import read_contents
 from megatron_vlm.interop.layouts import Shape
 from megatron_vlm.interop.model_tensors import LANGUAGE, PROJECTOR, VISION
 
@@ -25,14 +25,11 @@ class CheckpointTensors:
 
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
-        try:
-            self._metadata: Any = FileSystemReader(str(checkpoint)).read_metadata()
-        except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError, ValueError) as error:
-            raise DataError(f"{checkpoint / '.metadata'}: cannot be read ({error}); take an earlier checkpoint") from None
+        contents = read_contents(checkpoint)
         self._chunks: dict[str, list[tuple[Any, Any]]] = {}
-        for index, place in self._metadata.storage_data.items():
+        for index, place in contents.storage_data.items():
             self._chunks.setdefault(index.fqn, []).append((index.offset, place))
-        described = self._metadata.state_dict_metadata
+        described = contents.state_dict_metadata
         self._described: dict[str, TensorStorageMetadata] = {
             name: one
             for name, one in described.items()

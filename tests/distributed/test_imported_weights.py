@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from megatron_vlm.config.loading import load_config
 from megatron_vlm.interop.checkpoint_reader import CheckpointTensors
+from megatron_vlm.interop.exporting import plan_export, run_export
 from megatron_vlm.interop.importing import plan_import, run_import
+from megatron_vlm.interop.layouts import GroupedQKV
 from megatron_vlm.interop.sources import open_source
 from megatron_vlm.training.loop import Run
 from tests.distributed.ranks import run_ranks
@@ -20,7 +24,7 @@ from tests.distributed.tiny_run import SAMPLE, configuration, one_step, paramete
 from tests.interop.oracles import randomized
 from tests.interop.test_convert import llama_tensors, write_folder
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 SIDE = 64  # of the pictures that the run is trained with; the encoder's folder has 32
 
@@ -32,13 +36,17 @@ def _tower(folder: Path) -> None:
     randomized(hf.SiglipVisionModel(hf.SiglipVisionConfig(**sizes, image_size=32, patch_size=16))).save_pretrained(folder)
 
 
-def _first_step(config: Any) -> tuple[dict[str, Any], dict[str, float]]:
+def _first_step(config: Any, saves: bool = False) -> tuple[dict[str, Any], dict[str, float]]:
     run = Run(config)
     run._start()
     run.step = 3  # with pictures
     run.data.planner.step, run.data.planner.pack = 3, config.packs_before(3)
     before = parameters(run)
-    return before, one_step(run)
+    result = one_step(run)
+    if saves:
+        run._enter_stage()
+        run.save()
+    return before, result
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +62,6 @@ def imported(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 
 def _run_config(data: Path, folder: Path, model: Any, parallel: dict[str, Any], name: str) -> Any:
-    from dataclasses import replace
-
     fields = {"checkpoint.start_from": folder / "start", "logging.directory": folder / name}
     return replace(configuration(data, parallel, **fields), model=model)
 
@@ -68,9 +74,28 @@ def test_a_run_begins_with_the_weights_and_trains_alike_in_two_layouts(data: Pat
     table = llama_tensors()["model.embed_tokens.weight"].numpy()
     assert np.array_equal(one["0.language_model.embedding.word_embeddings.weight"][:150], table)
     layout = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
-    parts = run_ranks(2, _first_step, _run_config(data, folder, model, layout, "two"))
+    parts = run_ranks(2, _first_step, _run_config(data, folder, model, layout, "two"), True)
     for _, losses in parts:
         assert losses["loss"] == pytest.approx(alone["loss"], abs=2e-6 * abs(alone["loss"]) + 2e-6)
+
+
+def test_what_ranks_saved_in_parts_goes_out_whole(data: Path, imported: Any) -> None:
+    """The checkpoint of two tensor-parallel ranks, with optimiser state, against what one rank loads of it."""
+    folder, imported_config = imported
+    config = _run_config(data, folder, imported_config.model, {}, "one_again")
+    config = replace(config, checkpoint=replace(config.checkpoint, start_from=str(folder / "two")))
+    whole = run_ranks(1, _fresh, config)[0]
+    plan = plan_export(folder / "two", "language")
+    assert plan.problems == []
+    assert not np.array_equal(whole["0.language_model.decoder.final_layernorm.weight"], llama_tensors()["model.norm.weight"])
+    same = [name for name in plan.tensors.shapes if f"0.{name}" in whole]
+    assert len(same) > 20
+    for name in same:
+        assert np.array_equal(plan.tensors.read(name).numpy(), whole[f"0.{name}"]), name
+    run_export(plan, folder / "out")
+    out = load_file(folder / "out" / "model.safetensors")
+    queries = GroupedQKV(4, 2, 8, 32).join([out[f"model.layers.0.self_attn.{n}_proj.weight"] for n in "qkv"])
+    assert np.array_equal(queries, whole["0.language_model.decoder.layers.0.self_attention.linear_qkv.weight"])
 
 
 def _fresh(config: Any) -> dict[str, Any]:
@@ -80,8 +105,6 @@ def _fresh(config: Any) -> dict[str, Any]:
 
 
 def test_what_no_folder_holds_begins_as_in_a_new_run(data: Path, imported: Any) -> None:
-    from dataclasses import replace
-
     folder, imported_config = imported
     config = _run_config(data, folder, imported_config.model, {}, "fresh")
     config = replace(

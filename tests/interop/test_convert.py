@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import resource
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,14 @@ def test_a_configuration_that_the_weights_do_not_fit_is_named(tmp_path: Path) ->
     [
         ({"model_type": "mamba"}, "model_type 'mamba' is not known"),
         ({"model_type": "mixtral"}, "no mixture of experts"),
+        ({"model_type": "gemma2"}, "capped by a tanh"),
+        ({"model_type": "gemma3_text"}, "rotary base of its own"),
+        ({"model_type": "olmo3"}, "sliding window"),
+        ({"model_type": "siglip2_vision_model"}, "takes pictures of any shape"),
+        ({"model_type": "gpt_neox", "attention_bias": False}, "attention_bias is false"),
+        ({"model_type": "olmo", "clip_qkv": 8.0}, "clip_qkv 8.0"),
+        ({"model_type": "stablelm", "use_parallel_residual": True}, "share a norm"),
+        ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_position_embeddings": 99}, "sees 8"),
         ({"attention_bias": True}, "attention_bias"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope scaling 'yarn'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0}}, "low_freq_factor"),
@@ -140,6 +149,38 @@ def test_the_vocabulary_is_padded_and_cut_back(tmp_path: Path) -> None:
         assert torch.equal(after[:rows], load_file(folder / "model.safetensors")["model.embed_tokens.weight"])
 
 
+LLAVA: dict[str, Any] = {
+    "model_type": "llava",
+    "text_config": LLAMA,
+    "vision_config": {"model_type": "clip_vision_model", "num_hidden_layers": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"vision_feature_layer": [-2, -5]}, "several layers side by side"),
+        ({"vision_feature_layer": -3}, "the encoder has 2 layers"),
+        ({"vision_feature_select_strategy": "full"}, "takes off 0 of the 1 tokens"),
+        ({"projector_hidden_act": "silu"}, "projector_hidden_act 'silu'"),
+        ({"vision_config": {"model_type": "fused_dinosiglip"}}, "'fused_dinosiglip' is not known"),
+        ({"text_config": {"model_type": "mamba"}}, "'mamba' is not known"),
+    ],
+)
+def test_other_llavas_are_refused(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    folder = tmp_path / "llava"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**LLAVA, **change}))
+    with pytest.raises(Unexpressed, match=reason):
+        open_source(folder)
+
+
+def test_two_folders_with_the_same_part_are_refused(tmp_path: Path) -> None:
+    sources = [open_source(write_folder(tmp_path / name, llama_tensors())) for name in ("a", "b")]
+    with pytest.raises(DataError, match="b: its language model is there from another folder"):
+        plan_import(sources, base_config())
+
+
 class _Touch:
     def __init__(self, path: str) -> None:
         self.path = path
@@ -158,6 +199,18 @@ def test_a_hostile_pickle_is_refused_and_does_nothing(tmp_path: Path) -> None:
     assert not trace.exists()
     torch.load(folder / "pytorch_model.bin", weights_only=False)  # what it would have done
     assert trace.exists()
+
+
+def test_a_hostile_table_of_contents_is_refused_and_does_nothing(tmp_path: Path) -> None:
+    trace = tmp_path / "touched"
+    checkpoint = run_import(
+        plan_import([open_source(write_folder(tmp_path / "hf", llama_tensors()))], base_config()), tmp_path / "run"
+    )
+    path = checkpoint / ".metadata"
+    path.write_bytes(pickle.dumps(_Touch(str(trace))).ljust(path.stat().st_size, b"."))  # the size that was written
+    with pytest.raises(DataError, match=r"it names posix.mkdir, which no table of contents holds"):
+        plan_export(tmp_path / "run", "language")
+    assert not trace.exists()
 
 
 def test_a_pickle_of_tensors_comes_in_as_safetensors_do(tmp_path: Path) -> None:
@@ -207,6 +260,8 @@ def _both_ways(folder: Path, to: Path) -> tuple[int, int]:
     return between - before, _peak() - between
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
 def test_memory_stays_near_a_shard(tmp_path: Path) -> None:
     """A model of 200 MB in shards of 10 MB: less than a third of it is ever resident, mapped pages included."""
     folder = tmp_path / "hf"

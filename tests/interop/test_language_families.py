@@ -18,7 +18,7 @@ from tests.distributed.ranks import run_ranks
 from tests.interop.language_models import CASES, build
 from tests.interop.oracles import ROWS, base_config, our_logits, randomized, word_ids
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
 @dataclass

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from megatron_vlm.config.data import TokenCounts
+from megatron_vlm.data.tokenizer import Tokenizer
 from megatron_vlm.interop.exporting import plan_export, run_export
 from megatron_vlm.interop.importing import plan_import, run_import
 from megatron_vlm.interop.sources import open_source
@@ -20,10 +21,11 @@ from megatron_vlm.parallel import topology
 from megatron_vlm.training.checkpoint import checkpoint_config, load_model
 from megatron_vlm.training.engine import Engine, unwrap
 from tests.distributed.ranks import run_ranks
+from tests.distributed.tiny_run import SAMPLE
 from tests.interop.oracles import ROWS, base_config, our_logits, pictures, pixel_values, randomized, word_ids
 from tests.interop.vision_models import IMAGE_TOKEN, LLAVAS, TOWERS, llava, tower
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 STEP = Path("run") / "checkpoints" / "step-00000000"
 PARALLEL = "siglip_llama"  # the case that runs in other layouts
@@ -59,7 +61,8 @@ def _converted_tower(case: str, folder: Path) -> Outcome:
 
     model = randomized(tower(case))
     model.save_pretrained(folder / "hf")
-    plan = plan_import([open_source(folder / "hf")], base_config(), ["--model.projector.pixel_shuffle", "1"])
+    overrides = ["--data.tokenizer", str(SAMPLE / "tokenizer"), "--model.projector.pixel_shuffle", "1"]
+    plan = plan_import([open_source(folder / "hf")], base_config(), overrides)
     pixels = pixel_values(plan.config, pictures(2))
     theirs = model(pixel_values=pixels).last_hidden_state
     run_import(plan, folder / "run")
@@ -95,7 +98,8 @@ def _all_converted(folder: Path) -> dict[str, Outcome]:
 @torch.no_grad()
 def _our_features(checkpoint: Path) -> np.ndarray:
     config = checkpoint_config(checkpoint)
-    engine = Engine(config, TokenCounts(ROWS, 0, 1, 2), topology.initialize(config.parallel, seed=1))
+    words = Tokenizer.load(SAMPLE / "tokenizer").vocab_size
+    engine = Engine(config, TokenCounts(words, 0, 1, 2), topology.initialize(config.parallel, seed=1))
     load_model(engine, checkpoint)
     vision = unwrap(engine.chunks[0]).vision
     assert vision is not None
