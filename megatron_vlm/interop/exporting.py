@@ -132,11 +132,16 @@ def _written_as(
         fields = {"model_type": language.model_type, **length, **language.write(model.language, rows), **_ids(tokenizer)}
         return language.architecture, fields, language.mapping(model.language, rows)
     image_token = tokenizer.image_token_id if tokenizer else rows - 1
+    if language.base_prefix != "model.":
+        raise Unexpressed(
+            f"{language.model_type}: its decoder has names inside a vision-language class that are not known; "
+            f"export it with --part language"
+        )
     words = language.mapping(model.language, rows)
     if not llava.problems(model):
         architecture, mapping = llava.ARCHITECTURE, llava.mapping(model, words, vision.mapping(model.vision))
         fields = {"model_type": llava.MODEL_TYPE, **llava.write(model, language, vision, rows, image_token)}
-    elif not lfm2_vl.problems(model) and language.base_prefix == "model.":
+    elif not lfm2_vl.problems(model):
         architecture, mapping = lfm2_vl.ARCHITECTURE, lfm2_vl.mapping(model, words)
         fields = {"model_type": lfm2_vl.MODEL_TYPE, **lfm2_vl.write(model, language, rows, image_token)}
     else:

@@ -122,6 +122,8 @@ def _halves(where: Path, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]
     tower = str(picture.get("model_type", "clip_vision_model"))
     if kind not in registry.LANGUAGE:
         raise unknown(where, kind)
+    if registry.LANGUAGE[kind].base_prefix != "model.":
+        raise Unexpressed(f"{where}: a {kind} inside a vision-language model has names that are not known; give it alone")
     if "tie_word_embeddings" not in text and "tie_word_embeddings" in config:
         text = {**text, "tie_word_embeddings": config["tie_word_embeddings"]}
     return kind, text, tower, picture

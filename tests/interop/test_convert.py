@@ -165,6 +165,7 @@ LLAVA: dict[str, Any] = {
         ({"projector_hidden_act": "silu"}, "projector_hidden_act 'silu'"),
         ({"vision_config": {"model_type": "fused_dinosiglip"}}, "'fused_dinosiglip' is not known"),
         ({"text_config": {"model_type": "mamba"}}, "'mamba' is not known"),
+        ({"text_config": {"model_type": "gpt_neox"}}, "a gpt_neox inside a vision-language model"),
     ],
 )
 def test_other_llavas_are_refused(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
