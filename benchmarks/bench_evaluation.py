@@ -78,7 +78,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = checkpoint(folder)
-        command(["export", str(run), "--to", str(folder / "hf")])
+        command(["convert", "export", str(run), "--to", str(folder / "hf"), "--part", "language"])
         found = find_checkpoint(run)
         ours = HarnessModel(Scorer.open(found, layout_for(checkpoint_config(found), 1, {}, generates=True)))
         theirs = HFLM(

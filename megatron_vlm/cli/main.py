@@ -29,8 +29,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan": ("plan", "does it fit on these GPUs, how long it takes and what it costs; or the fastest layout"),
     "train": ("train", "pre-train a model; images enter where the curriculum says"),
     "evaluate": ("evaluate", "held-out loss by modality, tasks, blind control, four-way naming of pictures"),
-    "export": ("export", "write a checkpoint's language model as a Hugging Face folder"),
     "generate": ("generate", "continue prompts, with pictures before them"),
+    "convert": ("convert", "weights of other projects in, checkpoints out to transformers"),
 }
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 
 from megatron_vlm.config.curriculum_checks import curriculum_problems
+from megatron_vlm.config.language_checks import language_problems
 from megatron_vlm.config.nearest import nearest_divisor, nearest_multiple
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.config.shape_checks import batch_problems, picture_problems, row_problems
@@ -22,6 +23,7 @@ def _positive(config: RunConfig) -> Iterator[str]:
             "hidden_size",
             "num_attention_heads",
             "num_query_groups",
+            "kv_channels",
             "ffn_hidden_size",
             "vocab_pad_multiple",
         ),
@@ -86,12 +88,13 @@ def _model(config: RunConfig) -> Iterator[str]:
     language, vision = config.model.language, config.model.vision
     shuffle = config.model.projector.pixel_shuffle
     heads = language.num_attention_heads
-    if language.hidden_size % 2:
+    yield from language_problems(language)
+    if language.kv_channels is None and language.hidden_size % 2:
         yield (
             f"model.language.hidden_size: {language.hidden_size} is odd, and rotary positions need heads of an even size; "
             f"nearest: {language.hidden_size + 1}"
         )
-    elif language.hidden_size % heads or language.head_dim % 2:
+    elif language.kv_channels is None and (language.hidden_size % heads or language.head_dim % 2):
         # heads of an even size are the divisors of half the width
         nearest = nearest_divisor(language.hidden_size // 2, heads)
         yield (

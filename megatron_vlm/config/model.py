@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Normalization = Literal["rmsnorm", "layernorm", "layernorm_gain"]
-Activation = Literal["swiglu", "gelu", "quick_gelu", "gelu_tanh"]
+Activation = Literal["swiglu", "geglu", "gelu", "quick_gelu", "gelu_tanh"]
+#: activations of layers that have a gate matrix beside the up matrix
+GATED: frozenset[str] = frozenset({"swiglu", "geglu"})
 
 
 @dataclass(frozen=True)
@@ -18,14 +20,34 @@ class LanguageConfig:
     num_attention_heads: int = 4
     #: key/value heads (grouped-query attention); null: as many as attention heads
     num_query_groups: int | None = None
+    #: size of a head; null: hidden_size / num_attention_heads
+    kv_channels: int | None = None
     #: null: the SwiGLU width of the open_lm family, 256 * ceil((8 * hidden_size / 3) / 256)
     ffn_hidden_size: int | None = None
     normalization: Normalization = "rmsnorm"
     norm_epsilon: float = 1e-5
+    #: gains are kept as their distance from one (rmsnorm, the Gemma family)
+    zero_centered_gamma: bool = False
     activation: Activation = "swiglu"
+    #: biases of the query, key and value matrices (the Qwen2 family)
+    add_qkv_bias: bool = False
+    #: biases of every matrix of a layer (the GPT-NeoX family)
+    add_bias_linear: bool = False
+    #: attention and MLP both read a layer's input and are added to it together (the GPT-NeoX family)
+    parallel_residual: bool = False
     #: normalise queries and keys per head before the attention
     qk_layernorm: bool = True
+    #: normalise them over all heads together instead (the open_lm and OLMo 2 families); moments cross tensor-parallel ranks
+    qk_layernorm_full_width: bool = False
+    #: norms stand after attention and MLP, before they are added, and none before them (the OLMo 2 family)
+    norm_after: bool = False
     rotary_base: int = 10000
+    #: share of each head that the positions turn, from its front
+    rotary_percent: float = 1.0
+    #: stretch long wavelengths by this factor, as Llama 3.1 does for a context of 8192 before; null: off
+    rope_scaling_factor: float | None = None
+    #: what word embeddings are multiplied by at the input; rows of pictures are not (the Gemma family)
+    embedding_scale: float = 1.0
     untie_embeddings: bool = True
     dropout: float = 0.0
     #: the vocabulary is padded to a multiple of this, whatever the tensor-parallel size, so that layouts stay comparable
@@ -40,9 +62,14 @@ class LanguageConfig:
     def ffn_width(self) -> int:
         if self.ffn_hidden_size is not None:
             return self.ffn_hidden_size
-        if self.activation == "swiglu":
+        if self.gated:
             return 256 * -(-(8 * self.hidden_size) // (3 * 256))
         return 4 * self.hidden_size
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate matrix beside its up matrix."""
+        return self.activation in GATED
 
     @property
     def query_groups(self) -> int:
@@ -50,7 +77,7 @@ class LanguageConfig:
 
     @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
 
 
 @dataclass(frozen=True)

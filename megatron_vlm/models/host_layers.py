@@ -32,6 +32,24 @@ class HostRMSNorm:
         return _tag_replicated(torch.nn.RMSNorm(hidden_size, eps=eps), config)
 
 
+class _ZeroCenteredRMSNorm(torch.nn.Module):
+    """x / rms(x) * (1 + weight), the product in fp32 as the Gemma family has it."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = torch.nn.Parameter(torch.zeros(hidden_size)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], 1.0 + self.weight.float(), self.eps).type_as(x)
+
+
+class HostZeroCenteredRMSNorm:
+    """RMSNorm whose gain is kept as its distance from one (megatron-core's layernorm_zero_centered_gamma)."""
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> Any:
+        return _tag_replicated(_ZeroCenteredRMSNorm(hidden_size, eps), config)
+
+
 class HostLayerNorm:
     """LayerNorm with gain and bias."""
 

@@ -58,6 +58,18 @@ def _standard_deviation(name: str, shape: Sequence[int], language: LanguageConfi
     return std
 
 
+def draw_whole(name: str, shape: Sequence[int], language: LanguageConfig, seed: int) -> torch.Tensor:
+    """First values, fp32, of the matrix or table that has the global `name` and `shape`."""
+    tensor = torch.empty(tuple(shape))
+    generator = _generator(seed, name)
+    std = _standard_deviation(name, shape, language)
+    if language.init_method == "trunc_normal":
+        torch.nn.init.trunc_normal_(tensor, std=std, a=-3 * std, b=3 * std, generator=generator)
+    else:
+        tensor.normal_(0.0, std, generator=generator)
+    return tensor
+
+
 @torch.no_grad()
 def initialize_parameters(chunks: Sequence[MegatronModule], language: LanguageConfig, seed: int) -> None:
     """Fill matrices and tables; biases are zero; norm gains and layer scales keep their module's one."""
@@ -71,14 +83,7 @@ def initialize_parameters(chunks: Sequence[MegatronModule], language: LanguageCo
             continue
         if shard.key not in whole:
             whole.clear()  # shards of one name follow each other; keep one whole tensor at a time
-            tensor = torch.empty(shape)
-            generator = _generator(seed, shard.key)
-            std = _standard_deviation(shard.key, shape, language)
-            if language.init_method == "trunc_normal":
-                torch.nn.init.trunc_normal_(tensor, std=std, a=-3 * std, b=3 * std, generator=generator)
-            else:
-                tensor.normal_(0.0, std, generator=generator)
-            whole[shard.key] = tensor
+            whole[shard.key] = draw_whole(shard.key, shape, language, seed)
         offset = shard.global_offset
         part = whole[shard.key][tuple(slice(o, o + n) for o, n in zip(offset, shard.local_shape, strict=True))]
         shard.data.copy_(part)

@@ -55,9 +55,9 @@ def label_likelihoods(logits: Tensor, labels: Tensor, vocab_size: int) -> tuple[
 class LanguageModel(GPTModel):
     """GPTModel whose loss may hold a z-loss, weight * logsumexp(logits)^2 (PaLM, arXiv 2204.02311, section 5)."""
 
-    def __init__(self, *args: Any, z_loss: float = 0.0, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, z_loss: float = 0.0, embedding_scale: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.z_loss = z_loss
+        self.z_loss, self.embedding_scale = z_loss, embedding_scale
         if self.pre_process:
             self.embedding.word_embeddings = FusedEmbedding.of(self.embedding.word_embeddings)
         #: weighted z-loss of each token of the last row, `[b, s]`, so that a report can tell it from the cross-entropy
@@ -69,7 +69,12 @@ class LanguageModel(GPTModel):
         What megatron-core's LanguageModelEmbedding does after the lookup, dropout that is, is done here as there.
         """
         parallel = self.config.sequence_parallel
+        scale = self.embedding_scale
+        if scale != 1.0 and rows is not None:
+            rows = rows / scale  # words alone are scaled; ranks of sequence parallelism hold a mixture of both
         x = self.embedding.word_embeddings(tokens, rows, row_index, parallel)
+        if scale != 1.0:
+            x = x * scale
         if not parallel:
             return self.embedding.embedding_dropout(x)
         with get_cuda_rng_tracker().fork():  # ranks hold different positions, and get different masks

@@ -14,6 +14,7 @@ from megatron.core.models.vision.vit_layer_specs import get_vit_layer_with_trans
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
@@ -22,8 +23,17 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from megatron_vlm.config.model import LanguageConfig, VisionConfig
 from megatron_vlm.errors import UserError
-from megatron_vlm.models.host_layers import HostAttention, HostGainLayerNorm, HostLayerNorm, HostRMSNorm
+from megatron_vlm.models.full_width_norm import FullWidthNorm
+from megatron_vlm.models.host_layers import (
+    HostAttention,
+    HostGainLayerNorm,
+    HostLayerNorm,
+    HostRMSNorm,
+    HostZeroCenteredRMSNorm,
+)
 from megatron_vlm.models.layer_scale import LayerScaleAdd
+from megatron_vlm.models.norm_after import NormedAdd
+from megatron_vlm.models.parallel_residual import ParallelResidualLayer
 
 _HOST_NORMS: dict[str, Any] = {
     "rmsnorm": HostRMSNorm,
@@ -57,15 +67,37 @@ def language_block_spec(
         from megatron.core.extensions.transformer_engine import TENorm
 
         layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=language.qk_layernorm)
+        if language.norm_after:
+            raise UserError(
+                "model.language.norm_after: Transformer Engine fuses the norm before a matrix into it; set "
+                "parallel.layer_spec to host"
+            )
+        layer = copy.deepcopy(layer)
+        _vary(layer, language)
         return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=TENorm)
-    norm = _HOST_NORMS[language.normalization]
+    norm = HostZeroCenteredRMSNorm if language.zero_centered_gamma else _HOST_NORMS[language.normalization]
     layer = copy.deepcopy(get_gpt_layer_local_spec(qk_layernorm=language.qk_layernorm, normalization=config.normalization))
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = HostAttention
     if language.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = norm
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm
+    _vary(layer, language)
+    if language.norm_after:
+        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = IdentityOp
+        add = ModuleSpec(module=NormedAdd, params={"config": config, "norm": norm})
+        layer.submodules.self_attn_bda = layer.submodules.mlp_bda = add
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
+
+
+def _vary(layer: ModuleSpec, language: LanguageConfig) -> None:
+    """What of a language layer is this project's own in both specs."""
+    if language.parallel_residual:
+        layer.module = ParallelResidualLayer
+    if language.qk_layernorm and language.qk_layernorm_full_width:
+        attention, centred = layer.submodules.self_attention.submodules, language.normalization != "rmsnorm"
+        for name, heads in (("q_layernorm", language.num_attention_heads), ("k_layernorm", language.query_groups)):
+            setattr(attention, name, ModuleSpec(module=FullWidthNorm, params={"heads": heads, "centred": centred}))
 
 
 def vision_block_spec(vision: VisionConfig, config: TransformerConfig, layer_spec: str) -> TransformerBlockSubmodules:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_vlm.config.model import ModelConfig
+from megatron_vlm.config.model import GATED, ModelConfig
 from megatron_vlm.config.parallel import ParallelConfig
 
 
@@ -24,6 +24,7 @@ def quick_gelu(x: torch.Tensor) -> torch.Tensor:
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "swiglu": F.silu,
+    "geglu": gelu_tanh,
     "gelu": F.gelu,
     "gelu_tanh": gelu_tanh,
     "quick_gelu": quick_gelu,
@@ -77,10 +78,12 @@ def language_config(model: ModelConfig, parallel: ParallelConfig, device_type: s
         "ffn_hidden_size": language.ffn_width,
         "normalization": "RMSNorm" if language.normalization == "rmsnorm" else "LayerNorm",
         "layernorm_epsilon": language.norm_epsilon,
-        "gated_linear_unit": language.activation == "swiglu",
+        "gated_linear_unit": language.gated,
         "activation_func": _ACTIVATIONS[language.activation],
-        "add_bias_linear": False,
-        "add_qkv_bias": False,
+        "kv_channels": language.kv_channels,
+        "layernorm_zero_centered_gamma": language.zero_centered_gamma,
+        "add_bias_linear": language.add_bias_linear,
+        "add_qkv_bias": language.add_qkv_bias,
         "qk_layernorm": language.qk_layernorm,
         # the host sends without a stream to order it: freed too early, the next stage reads other numbers
         "deallocate_pipeline_outputs": device_type == "cuda",
@@ -115,7 +118,7 @@ def vision_config(model: ModelConfig, parallel: ParallelConfig, device_type: str
         normalization="LayerNorm",
         layernorm_epsilon=vision.norm_epsilon,
         activation_func=_ACTIVATIONS[vision.activation],
-        gated_linear_unit=vision.activation == "swiglu",
+        gated_linear_unit=vision.activation in GATED,
         add_bias_linear=True,
         add_qkv_bias=True,
         hidden_dropout=0.0,

@@ -69,6 +69,10 @@ class VisionLanguageModel(MegatronModule):
             share_embeddings_and_output_weights=self.share_embeddings_and_output_weights,
             position_embedding_type="rope",
             rotary_base=model.language.rotary_base,
+            rotary_percent=model.language.rotary_percent,
+            rope_scaling=model.language.rope_scaling_factor is not None,
+            rope_scaling_factor=model.language.rope_scaling_factor or 1.0,
+            embedding_scale=model.language.embedding_scale,
             # the fused embedding reduces and scatters by itself
             scatter_embedding_sequence_parallel=False,
             vp_stage=vp_stage,

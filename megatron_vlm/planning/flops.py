@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from megatron_vlm.config.model import ModelConfig
+from megatron_vlm.config.model import GATED, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def language_forward(model: ModelConfig, vocab_size: int, positions: int, length
     out = 2 * positions * heads * head * hidden
     pairs = sum(n * (n + 1) // 2 for n in lengths)  # query-key pairs that a causal document has
     attention = 2 * 2 * pairs * heads * head  # scores, and the weighted sum of values
-    up = 2 if language.activation == "swiglu" else 1
+    up = 2 if language.gated else 1
     mlp = 2 * positions * hidden * language.ffn_width * (up + 1)
     output = 2 * positions * hidden * vocab_size
     # the embedding learns with the rest and costs no product, so that no matrix is the first that learns
@@ -98,7 +98,7 @@ def vision_forward(model: ModelConfig, pictures: int, image_size: int | None) ->
     tokens = count + vision.prefix_tokens
     hidden, width = vision.hidden_size, vision.ffn_width
     patches = 2 * count * 3 * vision.patch_size**2 * hidden
-    up = 2 if vision.activation == "swiglu" else 1
+    up = 2 if vision.activation in GATED else 1
     layers = pictures * (vision.num_layers - vision.skip_last_layers)
     matrices = 2 * tokens * hidden * 4 * hidden + 2 * tokens * hidden * width * (up + 1)
     return Forward(pictures * patches, layers * matrices, layers * 4 * tokens * tokens * hidden)

@@ -65,7 +65,9 @@ def test_transformers_says_the_same(name: str, data: Path, tmp_path: Path) -> No
     folder, exported = tmp_path / "run", tmp_path / "exported"
     run_ranks(ranks, _train, configuration(data, parallel, **{**LARGE, **fields, "logging.directory": folder}))
     ((logits, generated, ids),) = run_ranks(1, _ours, folder)
-    assert main(["export", str(folder), "--to", str(exported), "--shard-size", "300KB"]) == 0
+    assert (
+        main(["convert", "export", str(folder), "--to", str(exported), "--part", "language", "--shard-size", "300KB"]) == 0
+    )
     assert json.loads((exported / "config.json").read_text())["architectures"] == [architecture]
     assert len(list(exported.glob("model-*.safetensors"))) > 2
 
@@ -82,24 +84,3 @@ def test_transformers_says_the_same(name: str, data: Path, tmp_path: Path) -> No
         0, len(ids) :
     ].tolist()
     assert tuple(token for token in out if token != tokenizer.eos_token_id) == generated
-
-
-def test_a_dry_run_names_everything(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_ranks(1, _train, configuration(data, **{"logging.directory": tmp_path, "schedule.train_steps": 3}))
-    assert main(["export", str(tmp_path), "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert (
-        "linear_qkv.weight  ->  model.layers.3.self_attn.q_proj.weight [64, 64], model.layers.3.self_attn.k_proj.weight"
-        in said
-    )
-    assert "vision.patch_embedding.weight  (left over)" in said
-    assert main(["export", str(tmp_path)]) == 2
-    assert main(["export", str(tmp_path), "--to", str(tmp_path)]) == 2
-    assert "is there already" in capsys.readouterr().err
-
-
-def test_blocks_that_nothing_has_are_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fields = {"model.language.normalization": "layernorm_gain", "schedule.train_steps": 3, "logging.directory": tmp_path}
-    run_ranks(1, _train, configuration(data, **fields))
-    assert main(["export", str(tmp_path), "--to", str(tmp_path / "out")]) == 2
-    assert "only rmsnorm can be exported" in capsys.readouterr().err

@@ -79,7 +79,7 @@ def test_the_harness_scores_alike(data: Path, tmp_path: Path) -> None:
     assert run_ranks(2, _command, arguments) == [0, 0]
     ours = json.loads(output.read_text())["harness"]
 
-    assert main(["export", str(folder), "--to", str(tmp_path / "hf")]) == 0
+    assert main(["convert", "export", str(folder), "--to", str(tmp_path / "hf"), "--part", "language"]) == 0
     manager = TaskManager(include_path=str(tasks))
     settings = f"pretrained={tmp_path / 'hf'},dtype=float32,add_bos_token=False,prefix_token_id=0"
     theirs = simple_evaluate(

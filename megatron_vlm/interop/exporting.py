@@ -1,0 +1,251 @@
+"""A checkpoint of this project into a folder that `transformers` opens: planned by name and shape, moved one by one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from megatron_vlm.config.loading import from_map
+from megatron_vlm.config.run import RunConfig
+from megatron_vlm.data import atomic_file
+from megatron_vlm.data.sources.chat_template import load_template
+from megatron_vlm.data.tokenizer import Tokenizer
+from megatron_vlm.errors import DataError, UserError
+from megatron_vlm.interop import registry
+from megatron_vlm.interop.chat_jinja import as_jinja
+from megatron_vlm.interop.checkpoint_reader import CheckpointTensors
+from megatron_vlm.interop.families import lfm2_vl, llava
+from megatron_vlm.interop.layouts import Shape
+from megatron_vlm.interop.mapping import Entry, TensorMapping, Unexpressed
+from megatron_vlm.interop.model_card import model_card
+from megatron_vlm.interop.model_tensors import LANGUAGE, OUTPUT, PROJECTOR, VISION, WORDS
+from megatron_vlm.interop.processor_files import image_processor, processor_note, write_processor
+from megatron_vlm.interop.shard_writer import write_shards
+from megatron_vlm.interop.tokenizer_files import write_tokenizer
+from megatron_vlm.training.checkpoint import find_checkpoint, read_run_file
+
+#: which part of the model becomes a folder
+Part = Literal["all", "language", "vision"]
+_HEADS: dict[Part, tuple[str, ...]] = {"all": (LANGUAGE, VISION, PROJECTOR), "language": (LANGUAGE,), "vision": (VISION,)}
+_VOCABULARY = (WORDS, OUTPUT)
+
+
+@dataclass
+class ExportPlan:
+    """What an export would write.
+
+    Attributes:
+        fields: of config.json.
+        described: shape and type of each tensor, in the order in which they are written.
+        left_over: (tensor, reason) of the checkpoint's that are not written.
+        problems: why it cannot be done; empty where it can.
+        notes: for the model card.
+    """
+
+    checkpoint: Path
+    run: dict[str, Any]
+    config: RunConfig
+    part: Part
+    architecture: str
+    fields: dict[str, Any]
+    mapping: TensorMapping
+    tensors: CheckpointTensors
+    rows: int
+    tokenizer: Tokenizer | None
+    dtype: torch.dtype | None
+    described: dict[str, tuple[Shape, torch.dtype]] = field(default_factory=dict)
+    left_over: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def plan_export(
+    where: Path,
+    part: Part = "all",
+    family: str | None = None,
+    vocabulary_rows: int | None = None,
+    dtype: torch.dtype | None = None,
+    with_tokenizer: bool = True,
+) -> ExportPlan:
+    """
+    Args:
+        where: a run's folder or a checkpoint.
+        family: model_type that the language model is written as; None: the first that can say it.
+        vocabulary_rows: rows of the word embeddings that are kept; None: as the folder had that the checkpoint was imported
+            from, and at least the tokenizer's words.
+        dtype: of the tensors; None: as the checkpoint has them.
+
+    Raises:
+        DataError: no whole checkpoint, or its tokenizer is not there.
+        Unexpressed: no class of transformers is this model; says why for each that was tried.
+    """
+    checkpoint = find_checkpoint(where)
+    run = read_run_file(checkpoint)
+    config = from_map(run["config"])
+    tokenizer = _tokenizer(config, run) if with_tokenizer else None
+    tensors = CheckpointTensors(checkpoint, config.model.lora)
+    rows = _rows(run, tensors, tokenizer, vocabulary_rows)
+    architecture, fields, mapping = _written_as(config, part, family, rows, tokenizer)
+    plan = ExportPlan(checkpoint, run, config, part, architecture, fields, mapping, tensors, rows, tokenizer, dtype or None)
+    note = processor_note(config.data.pictures)
+    if note and part != "language":
+        plan.notes.append(note)
+    _describe(plan)
+    return plan
+
+
+def _tokenizer(config: RunConfig, run: dict[str, Any]) -> Tokenizer | None:
+    if not config.data.tokenizer:
+        return None
+    tokenizer = Tokenizer.load(Path(config.data.tokenizer))
+    if run.get("tokenizer_fingerprint") not in (None, tokenizer.fingerprint):
+        raise DataError(f"{config.data.tokenizer} changed since the checkpoint was saved; put that tokenizer back")
+    return tokenizer
+
+
+def _rows(run: dict[str, Any], tensors: CheckpointTensors, tokenizer: Tokenizer | None, wanted: int | None) -> int:
+    stored = tensors.shapes.get(WORDS, (0,))[0]
+    words = tokenizer.vocab_size if tokenizer else 0
+    rows = wanted or max(words, int(run.get("imported", {}).get("vocabulary_rows", 0))) or stored
+    if not words <= rows <= stored:
+        raise DataError(f"{rows} rows of the vocabulary: the tokenizer has {words} words and the checkpoint {stored} rows")
+    return rows
+
+
+def _written_as(
+    config: RunConfig, part: Part, family: str | None, rows: int, tokenizer: Tokenizer | None
+) -> tuple[str, dict[str, Any], TensorMapping]:
+    """The class, config.json without what every folder has, and the tensors."""
+    model, vision = config.model, registry.vision_for(config.model.vision)
+    if part == "vision":
+        fields = {"model_type": vision.model_type, **vision.write(model.vision)}
+        return vision.architecture, fields, vision.mapping(model.vision)
+    language = registry.language_for(model.language, rows, family)
+    longest = max(stage.sequence_length or config.data.sequence_length for stage in config.curriculum.stages)
+    length = {"max_position_embeddings": max(longest, 2)}
+    if part == "language":
+        fields = {"model_type": language.model_type, **length, **language.write(model.language, rows), **_ids(tokenizer)}
+        return language.architecture, fields, language.mapping(model.language, rows)
+    image_token = tokenizer.image_token_id if tokenizer else rows - 1
+    if language.base_prefix != "model.":
+        raise Unexpressed(
+            f"{language.model_type}: its decoder has names inside a vision-language class that are not known; "
+            f"export it with --part language"
+        )
+    words = language.mapping(model.language, rows)
+    if not llava.problems(model):
+        architecture, mapping = llava.ARCHITECTURE, llava.mapping(model, words, vision.mapping(model.vision))
+        fields = {"model_type": llava.MODEL_TYPE, **llava.write(model, language, vision, rows, image_token)}
+    elif not lfm2_vl.problems(model):
+        architecture, mapping = lfm2_vl.ARCHITECTURE, lfm2_vl.mapping(model, words)
+        fields = {"model_type": lfm2_vl.MODEL_TYPE, **lfm2_vl.write(model, language, rows, image_token)}
+    else:
+        raise Unexpressed(
+            "no class of transformers is this encoder and projector:\n"
+            + "\n".join(f"  - llava: {reason}" for reason in llava.problems(model))
+            + "".join(f"\n  - lfm2_vl: {reason}" for reason in lfm2_vl.problems(model))
+        )
+    fields |= _ids(tokenizer)
+    fields["text_config"] = {**length, **fields["text_config"], **_ids(tokenizer)}
+    return architecture, fields, mapping
+
+
+def _ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    if tokenizer is None:
+        return {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    return {"bos_token_id": None, "eos_token_id": tokenizer.eod_id, "pad_token_id": tokenizer.pad_id}
+
+
+def _stored_shape(plan: ExportPlan, entry: Entry) -> Shape:
+    """Ours without the vocabulary's padding."""
+    shape = plan.tensors.shapes[entry.ours]
+    return (plan.rows, *shape[1:]) if entry.ours in _VOCABULARY else shape
+
+
+def _describe(plan: ExportPlan) -> None:
+    for entry in plan.mapping.entries:
+        if entry.ours not in plan.tensors.shapes:
+            plan.problems.append(f"{plan.checkpoint}: {entry.ours} is missing, of which {' + '.join(entry.theirs)} is made")
+            continue
+        found = _stored_shape(plan, entry)
+        if found != entry.layout.ours:
+            plan.problems.append(
+                f"{plan.checkpoint}: {entry.ours} has the shape {list(found)}, and its configuration says "
+                f"{list(entry.layout.ours)}"
+            )
+        dtype = plan.dtype or plan.tensors.dtype(entry.ours)
+        for name, shape in zip(entry.theirs, entry.layout.theirs, strict=True):
+            plan.described[name] = (shape, dtype)
+    common = next(iter(plan.described.values()))[1] if plan.described else torch.float32
+    for name, (shape, _) in plan.mapping.filled.items():
+        plan.described[name] = (shape, common)
+    mapped = {entry.ours for entry in plan.mapping.entries}
+    for name in plan.tensors.shapes:
+        if name in mapped:
+            continue
+        if name.startswith(_HEADS[plan.part]):
+            plan.problems.append(f"{plan.checkpoint}: {name} {list(plan.tensors.shapes[name])} is not mapped to anything")
+        else:
+            plan.left_over.append((name, f"not of the {plan.part} model"))
+
+
+def _values(plan: ExportPlan) -> Iterator[tuple[str, Tensor]]:
+    for entry in plan.mapping.entries:
+        value = plan.tensors.read(entry.ours)
+        if entry.ours in _VOCABULARY:
+            value = value[: plan.rows]
+        try:
+            parts = entry.layout.split(value)
+        except ValueError as reason:
+            raise Unexpressed(f"{plan.architecture}: {entry.ours}: {reason}") from None
+        for name, part in zip(entry.theirs, parts, strict=True):
+            # of its own storage: parts of one tensor would be taken for tied weights
+            yield name, part.to(plan.described[name][1]).clone(memory_format=torch.contiguous_format)
+    for name, (shape, constant) in plan.mapping.filled.items():
+        yield name, torch.full(shape, constant, dtype=plan.described[name][1])
+
+
+def run_export(plan: ExportPlan, folder: Path, shard_bytes: int = 4 << 30, chat_template: str = "plain") -> list[Path]:
+    """Write the folder; config.json comes last, so that a folder without it is one that was cut off.
+
+    Raises:
+        DataError: the plan has problems (all of them); a tokenizer that cannot be written.
+        Unexpressed: values that the class cannot hold.
+        UserError: the folder holds something, or cannot be written.
+    """
+    if plan.problems:
+        raise DataError("not exported:\n" + "\n".join(f"  - {line}" for line in plan.problems))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UserError(f"{folder}: there is something in it; give a new folder")
+        written = write_shards(folder, plan.described, _values(plan), shard_bytes)
+        _write_beside(plan, folder, chat_template)
+        dtype = str(next(iter(plan.described.values()))[1]).removeprefix("torch.")
+        fields = {"architectures": [plan.architecture], "dtype": dtype, **plan.fields}
+        atomic_file.write_text(folder / "config.json", json.dumps(fields, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error}") from None
+    return written
+
+
+def _write_beside(plan: ExportPlan, folder: Path, chat_template: str) -> None:
+    config, tokenizer = plan.config, plan.tokenizer
+    if tokenizer is not None and plan.part != "vision":
+        write_tokenizer(tokenizer, Path(config.data.tokenizer), folder, config.data.sequence_length)
+        template = as_jinja(load_template(chat_template), tokenizer.special_names.image)
+        atomic_file.write_text(folder / "chat_template.jinja", template)
+        atomic_file.write_text(folder / "generation_config.json", json.dumps(_ids(tokenizer), indent=2) + "\n")
+    if plan.part == "vision":
+        values = image_processor(config.model, config.data.pictures)
+        atomic_file.write_text(folder / "preprocessor_config.json", json.dumps(values, indent=2) + "\n")
+    if plan.architecture == llava.ARCHITECTURE and tokenizer is not None:
+        write_processor(folder, config.model, config.data.pictures, tokenizer.special_names.image)
+    card = model_card(config, plan.run, plan.architecture, plan.part == "all", plan.notes)
+    atomic_file.write_text(folder / "README.md", card)
