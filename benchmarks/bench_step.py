@@ -68,10 +68,8 @@ def main() -> None:
         make_micro_batch(
             [[Segment(row, MODALITY_TEXT)] for row in rows],
             [],
-            args.sequence_length,
             TOKENS,
-            config.model.image_tokens,
-            config.model.vision.image_size,
+            config.shape_of(0),
         )
         for rows in ids
     ]

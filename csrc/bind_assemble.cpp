@@ -84,9 +84,15 @@ struct HeldSource {
   std::vector<py::object> owners;
 };
 
+PictureRows picture_rows(std::int64_t most, std::int64_t patch, std::int64_t fold) {
+  if (most < 1) throw std::invalid_argument("image_tokens must be at least 1");
+  if (patch < 0 || fold < 1) throw std::invalid_argument("patch must not be negative, and fold at least 1");
+  return {most, patch, fold};
+}
+
 HeldSource hold_source(const py::buffer& data, int type, const py::array& lengths, const py::array& pointers,
                        const py::array& documents, const py::array& modes, std::int64_t image_tokens,
-                       const std::optional<Array<std::int32_t>>& facts) {
+                       const std::optional<Array<std::int32_t>>& facts, std::int64_t patch, std::int64_t fold) {
   const auto bytes_of = [](const py::array& array, const char* name, py::ssize_t itemsize) {
     if (array.ndim() != 1 || array.itemsize() != itemsize || (array.size() > 1 && array.strides(0) != itemsize)) {
       throw std::invalid_argument(std::string(name) + " must be contiguous, of " + std::to_string(itemsize) + " bytes each");
@@ -100,12 +106,13 @@ HeldSource hold_source(const py::buffer& data, int type, const py::array& length
     throw std::invalid_argument("facts must be [sequences, 2]");
   }
   if (id_size(static_cast<IdType>(type)) == 0) throw std::invalid_argument("token ids must be integers");
-  if (image_tokens < 1) throw std::invalid_argument("image_tokens must be at least 1");
+  const PictureRows picture = picture_rows(image_tokens, patch, fold);
+  if (patch > 0 && !facts) throw std::invalid_argument("pictures of any shape need facts, which say their sizes");
   const py::buffer_info info = data.request();
   return {{static_cast<const unsigned char*>(info.ptr), info.size * info.itemsize, static_cast<IdType>(type),
            bytes_of(lengths, "lengths", 4), bytes_of(pointers, "pointers", 8), bytes_of(documents, "documents", 8),
            bytes_of(modes, "modes", 1), facts ? reinterpret_cast<const unsigned char*>(facts->data()) : nullptr,
-           lengths.size(), documents.size() - 1, image_tokens},
+           lengths.size(), documents.size() - 1, picture},
           {py::memoryview(data), lengths, pointers, documents, modes, facts ? py::object(*facts) : py::none()}};
 }
 
@@ -144,7 +151,7 @@ py::tuple bound_document_lengths(const HeldSource& held, const Array<std::int64_
   if (documents.ndim() != 1) throw std::invalid_argument("documents must have one dimension");
   const auto count = static_cast<std::size_t>(documents.size());
   const std::int64_t* asked = documents.data();
-  std::vector<std::int64_t> positions(count), pictures(count), ends(count);
+  std::vector<std::int64_t> positions(count), pictures(count), ends(count), rows(count), squares(count);
   {
     py::gil_scoped_release release;
     for (std::size_t i = 0; i < count; ++i) {
@@ -152,9 +159,30 @@ py::tuple bound_document_lengths(const HeldSource& held, const Array<std::int64_
       positions[i] = found.positions;
       pictures[i] = found.pictures;
       ends[i] = found.picture_end;
+      rows[i] = found.rows;
+      squares[i] = found.squares;
     }
   }
-  return py::make_tuple(to_numpy(std::move(positions)), to_numpy(std::move(pictures)), to_numpy(std::move(ends)));
+  return py::make_tuple(to_numpy(std::move(positions)), to_numpy(std::move(pictures)), to_numpy(std::move(ends)),
+                        to_numpy(std::move(rows)), to_numpy(std::move(squares)));
+}
+
+py::array_t<std::int64_t> bound_native_rows(const Array<std::int32_t>& sizes, std::int64_t most, std::int64_t patch,
+                                      std::int64_t fold) {
+  if (sizes.ndim() != 2 || sizes.shape(1) != 2) throw std::invalid_argument("sizes must be [n, 2]");
+  const PictureRows picture = picture_rows(most, patch, fold);
+  if (patch == 0) throw std::invalid_argument("patch must be at least 1");
+  const auto count = static_cast<std::size_t>(sizes.shape(0));
+  const std::int32_t* sides = sizes.data();
+  std::vector<std::int64_t> rows(count);
+  {
+    py::gil_scoped_release release;
+    for (std::size_t i = 0; i < count; ++i) {
+      const auto [down, across] = native_groups(sides[2 * i], sides[2 * i + 1], picture);
+      rows[i] = down * across;
+    }
+  }
+  return to_numpy(std::move(rows));
 }
 
 }  // namespace
@@ -168,9 +196,12 @@ void bind_assemble(py::module_& module) {
            py::arg("token_modality").noconvert(), py::arg("row_index").noconvert());
   py::class_<HeldSource>(module, "IndexedSource", "An indexed dataset as its files are mapped.")
       .def(py::init(&hold_source), py::arg("data"), py::arg("type"), py::arg("lengths"), py::arg("pointers"),
-           py::arg("documents"), py::arg("modes"), py::arg("image_tokens"), py::arg("facts").noconvert() = py::none());
+           py::arg("documents"), py::arg("modes"), py::arg("image_tokens"), py::arg("facts").noconvert() = py::none(),
+           py::arg("patch") = 0, py::arg("fold") = 1);
+  module.def("native_rows", &bound_native_rows, py::arg("sizes").noconvert(), py::arg("most"), py::arg("patch"),
+             py::arg("fold"), "Rows of pictures of these heights and widths that keep their aspect.");
   module.def("document_lengths", &bound_document_lengths, py::arg("source"), py::arg("documents").noconvert(),
-             "Return (positions, pictures, ids up to the last picture) of documents.");
+             "Return (positions, pictures, ids up to the last picture, rows, sums of squared rows) of documents.");
   module.def("assemble_packs", &bound_assemble_packs, py::arg("ids").noconvert(), py::arg("modality").noconvert(),
              py::arg("loss_from").noconvert(), py::arg("masked_per_segment").noconvert(), py::arg("masked").noconvert(),
              py::arg("segments_per_pack").noconvert(), py::arg("sequence_length"), py::arg("image_token_id"),

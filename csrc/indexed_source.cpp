@@ -36,7 +36,11 @@ Piece text_piece(const IndexedSource& source, const Span& span, std::int64_t seq
 }  // namespace
 
 std::int64_t IndexedSource::length(std::int64_t sequence) const {
-  return is_image(sequence) ? image_tokens : element<std::int32_t>(lengths, sequence);
+  if (!is_image(sequence)) return element<std::int32_t>(lengths, sequence);
+  if (picture.patch == 0) return picture.most;
+  const auto [rows, columns] =
+      native_groups(element<std::int32_t>(facts, 2 * sequence), element<std::int32_t>(facts, 2 * sequence + 1), picture);
+  return rows * columns;
 }
 
 bool IndexedSource::is_learnt(std::int64_t sequence) const {
@@ -51,13 +55,16 @@ DocumentLength document_length(const IndexedSource& source, std::int64_t documen
   const auto first = element<std::int64_t>(source.documents, document);
   const auto after = element<std::int64_t>(source.documents, document + 1);
   if (first < 0 || after < first || after > source.sequences) refuse_document("its sequences lie outside the index");
-  DocumentLength found{-1, 0, 0};
+  DocumentLength found{-1, 0, 0, 0, 0};
   bool image = false;
   for (std::int64_t sequence = first; sequence < after; ++sequence) {
     image = source.is_image(sequence);
-    found.positions += source.length(sequence);
+    const std::int64_t length = source.length(sequence);
+    found.positions += length;
     if (image) {
       ++found.pictures;
+      found.rows += length;
+      found.squares += length * length;
       found.picture_end = found.positions + 1;
     }
   }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "assemble.h"
+#include "native_grid.h"
 
 namespace megatron_vlm {
 
@@ -18,25 +19,26 @@ struct IndexedSource {
   const unsigned char* pointers;   // int64 [sequences], in bytes
   const unsigned char* documents;  // int64 [document_count + 1]
   const unsigned char* modes;      // int8 [sequences], 1: an image
-  const unsigned char* facts;      // int32 [sequences, 2], of a text: 1 or 0 whether it is learnt; null: all text is
+  const unsigned char* facts;      // int32 [sequences, 2], of a text: 1 or 0 whether it is learnt; null: all text is.
+                                   // Of a picture: its height and width in pixels
   std::int64_t sequences, document_count;
-  std::int64_t image_tokens;  // rows that a picture has
+  PictureRows picture;  // rows that a picture has; with a patch, facts must be there
 
   std::int64_t length(std::int64_t sequence) const;
   bool is_image(std::int64_t sequence) const { return modes[sequence] != 0; }
   bool is_learnt(std::int64_t sequence) const;
 };
 
-// Positions start .. start + length of a document whose pictures are expanded to image_tokens placeholders.
+// Positions start .. start + length of a document whose pictures are expanded to placeholders.
 struct Span {
   std::int64_t source, document, start, length;
 };
 
 // What planning knows of a document whose pictures are expanded: positions, pictures, and the ids up to and with the last
 // picture.  Of a document of k ids k - 1 are positions, or k where a picture is at its end, after which an end of document
-// comes; of one without sequences -1.
+// comes; of one without sequences -1. `rows` are the placeholders of its pictures, `squares` the sum of their squares.
 struct DocumentLength {
-  std::int64_t positions, pictures, picture_end;
+  std::int64_t positions, pictures, picture_end, rows, squares;
 };
 
 // Throws std::invalid_argument for a document that is not there or whose sequences lie outside the index.

@@ -6,7 +6,7 @@ namespace {
 
 // Raised by one whenever a function's arguments or meaning change; megatron_vlm/ops/native.py holds the number it
 // expects, so that an extension built from older sources is told from a fitting one.
-constexpr int kInterface = 7;
+constexpr int kInterface = 8;
 
 }  // namespace
 

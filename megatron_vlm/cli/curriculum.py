@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from megatron_vlm.config.picture_rows import PictureRows
     from megatron_vlm.config.run import RunConfig
     from megatron_vlm.planning.curriculum_achieved import Achieved
     from megatron_vlm.planning.curriculum_plan import CurriculumPlan
@@ -155,22 +156,23 @@ def _assumption(text: str, config: RunConfig) -> tuple[str, tuple[float, float]]
 
 def read_shapes(
     config: RunConfig, assumed: dict[str, tuple[float, float]]
-) -> tuple[dict[int, dict[str, SourceShape]], list[str]]:
+) -> tuple[dict[PictureRows, dict[str, SourceShape]], list[str]]:
     """For every size of picture in the run, the shape of each source that a stage reads; and what could not be read."""
     from megatron_vlm.data.indexed_reader import IndexedReader
-    from megatron_vlm.data.source_totals import count_dataset
+    from megatron_vlm.data.sequence_facts import open_sequence_facts
+    from megatron_vlm.data.source_totals import count_dataset, source_totals
     from megatron_vlm.errors import DataError
     from megatron_vlm.planning.source_shares import SourceShape
 
-    rows = {segment.shape.image_tokens for segment in config.segments}
-    shapes: dict[int, dict[str, SourceShape]] = {count: {} for count in rows}
+    rows = list(dict.fromkeys(segment.shape.picture for segment in config.segments))
+    shapes: dict[PictureRows, dict[str, SourceShape]] = {picture: {} for picture in rows}
     notes = []
     for name, prefix in config.data.sources.items():
         if name in assumed:
             words, pictures = assumed[name]
-            for count in rows:
-                positions = max(1.0, words + pictures * count - 1)
-                shapes[count][name] = SourceShape(positions, min(1.0, pictures * count / positions))
+            for picture in rows:  # one whose aspect is kept is taken for the largest
+                positions = max(1.0, words + pictures * picture.most - 1)
+                shapes[picture][name] = SourceShape(positions, min(1.0, pictures * picture.most / positions))
             notes.append(
                 f"{name}: assumed to have {words:g} tokens and {pictures:g} pictures a document; repeats are unknown"
             )
@@ -178,16 +180,17 @@ def read_shapes(
         try:
             if not prefix:
                 raise DataError(f"no dataset is given (--data.sources.{name} PREFIX)")
-            counted = count_dataset(IndexedReader(Path(prefix)))
-            for count in rows:
-                totals = counted.totals(count)
+            reader = IndexedReader(Path(prefix))
+            counted, facts = count_dataset(reader), open_sequence_facts(prefix, reader.sequence_count)
+            for picture in rows:
+                totals = source_totals(counted, reader, facts, picture)
                 if totals.positions:
-                    visual = totals.pictures * count / totals.positions
-                    shapes[count][name] = SourceShape(totals.positions / totals.documents, visual, totals.positions)
+                    visual = totals.visual / totals.positions
+                    shapes[picture][name] = SourceShape(totals.positions / totals.documents, visual, totals.positions)
         except DataError as error:
             notes.append(f"{name} is planned without repeats and pictures: {error}")
             continue
-        if name not in shapes[min(rows)]:
+        if name not in shapes[rows[0]]:
             notes.append(f"{name} is planned without repeats: {prefix} holds no document of two or more tokens")
     return shapes, notes
 

@@ -83,6 +83,8 @@ def _picture(stage: StagePlan) -> str:
         return "-"
     shape = stage.shapes[0]
     pooled = f", pooled {shape.image_pool} x {shape.image_pool}" if shape.image_pool > 1 else ""
+    if shape.picture.native:
+        return f"own aspect, up to {shape.image_size} x {shape.image_size} px, {shape.image_tokens} tokens{pooled}"
     return f"{shape.image_size} px, {shape.image_tokens} tokens{pooled}"
 
 

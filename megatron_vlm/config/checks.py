@@ -218,11 +218,6 @@ def _data(config: RunConfig) -> Iterator[str]:
         )
     if not config.data.tokenizer:
         yield "data.tokenizer: give the tokenizer that the datasets were made with (--data.tokenizer PATH)"
-    if config.data.pictures.resize == "native":
-        yield (
-            "data.pictures.resize: native gives every picture a number of tokens of its own, and model and planner take one "
-            "number for all; nearest that runs: letterbox, which keeps the aspect too"
-        )
 
 
 def _batches(config: RunConfig, world_size: int) -> Iterator[str]:

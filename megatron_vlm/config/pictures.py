@@ -19,7 +19,8 @@ class PicturesConfig:
     #: where it is installed, else Pillow. A run says which it took and keeps its name in checkpoints
     decoder: DecoderName = "auto"
     #: squash: both sides to the encoder's. centre_crop: the short side to it, the middle is kept. letterbox: the long side
-    #: to it, the rest is padded. native: aspect kept within a budget of patches (refused: the model does not take it yet)
+    #: to it, the rest is padded. native: aspect kept, as many patches as the picture has pixels for and at most those
+    #: of the square of image_size; datasets must say how large their pictures are, as those of `preprocess` do
     resize: Resize = "squash"
     #: colour beside a letterboxed picture: the mean that the encoder subtracts, so that padding is zeros to it, or mid-grey
     padding: Literal["mean", "grey"] = "mean"

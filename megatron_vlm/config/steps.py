@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from megatron_vlm.config.picture_rows import PictureRows
+
 if TYPE_CHECKING:
     from megatron_vlm.config.curriculum import StageConfig
     from megatron_vlm.config.run import RunConfig
@@ -13,7 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """What a step is made of. `stage` is an index; sizes are in packs, positions, pixels and rows of a picture."""
+    """What a step is made of. `stage` is an index; sizes are in packs, positions, pixels and rows of a picture.
+
+    With a `patch` (its side in pixels) pictures keep their aspect: `image_size` is the side of the square with as many
+    patches as one has at most, `image_tokens` the rows of that, and `fold` the patches of a side that become one row.
+    """
 
     stage: int
     sequence_length: int
@@ -22,6 +28,13 @@ class StepShape:
     image_size: int
     image_pool: int
     image_tokens: int
+    patch: int = 0
+    fold: int = 1
+
+    @property
+    def picture(self) -> PictureRows:
+        """Rows that a picture takes."""
+        return PictureRows(self.image_tokens, self.patch, self.fold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +104,11 @@ def run_segments(config: RunConfig) -> Iterator[Segment]:
                 break
             micro = stage.micro_batch_size or schedule.micro_batch_size
             rows = model.image_tokens_at(size, stage.image_pool)
-            shape = StepShape(index, length, micro, batch, size, stage.image_pool, rows)
+            aspect = (
+                (model.vision.patch_size, model.projector.pixel_shuffle * stage.image_pool)
+                if data.pictures.resize == "native"
+                else ()
+            )
+            shape = StepShape(index, length, micro, batch, size, stage.image_pool, rows, *aspect)
             yield Segment(shape, step, steps, pack, token)
             step, pack, token = step + steps, pack + steps * batch, token + steps * batch * length

@@ -31,7 +31,7 @@ from megatron_vlm.data.indexed_format import (
 )
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.indexed_writer import refuse_foreign_metadata
-from megatron_vlm.data.picture_size import picture_size
+from megatron_vlm.data.picture_size import shown_size
 from megatron_vlm.data.sequence_facts import open_sequence_facts
 from megatron_vlm.errors import DataError
 
@@ -242,7 +242,7 @@ def _made_facts(reader: IndexedReader, sequences: npt.NDArray[np.int64]) -> npt.
     pictures = reader.modes[sequences] == IMAGE_MODE
     rows[~pictures, 0] = 1
     for row in np.flatnonzero(pictures).tolist():
-        rows[row] = picture_size(reader.image_bytes(int(sequences[row]))) or (0, 0)
+        rows[row] = shown_size(reader.image_bytes(int(sequences[row]))) or (0, 0)
     return rows
 
 

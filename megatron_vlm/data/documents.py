@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_vlm.config.data import TokenCounts
+from megatron_vlm.config.picture_rows import PictureRows
 from megatron_vlm.data.document_lengths import DocumentLengths, Integers, document_lengths
 from megatron_vlm.data.indexed_format import IMAGE_MODE
 from megatron_vlm.data.indexed_reader import IndexedReader
-from megatron_vlm.data.indexed_views import IndexedViews
+from megatron_vlm.data.indexed_views import IndexedViews, check_sizes
 from megatron_vlm.data.sequence_facts import open_sequence_facts
-from megatron_vlm.data.source_totals import SourceTotals, count_dataset
+from megatron_vlm.data.source_totals import SourceTotals, count_dataset, source_totals
 from megatron_vlm.errors import DataError
 from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_TEXT, Segment
 from megatron_vlm.ops.assemble_spans import IndexedSource
@@ -24,7 +25,8 @@ from megatron_vlm.ops.assemble_spans import IndexedSource
 class Span:
     """Positions `start .. start + length` of a document: inputs ids[start : start+length], labels one further.
 
-    `pictures` is how many pictures are in them: all of the document's, or none.
+    `pictures` is how many pictures are in them: all of the document's, or none; `rows` are their placeholders, and
+    `squares` is the sum of the squares of each one's, on which the cost of encoding them depends.
     """
 
     source: int
@@ -32,6 +34,8 @@ class Span:
     start: int
     length: int
     pictures: int = 0
+    rows: int = 0
+    squares: int = 0
 
 
 class DocumentSource:
@@ -70,35 +74,42 @@ class DocumentSource:
         #: sizes of pictures and what is learnt, int32[N, 2]; None where the dataset does not say
         self.facts = open_sequence_facts(reader.prefix, reader.sequence_count)
         self._views = IndexedViews(reader, self.facts)
+        self._totals: dict[int | PictureRows, SourceTotals] = {}
 
-    def lengths(self, documents: Integers, image_tokens: int | None = None) -> DocumentLengths:
-        """What planning knows of `documents`, int64[n]. `image_tokens` None: as given when the source was opened."""
+    def lengths(self, documents: Integers, image_tokens: int | PictureRows | None = None) -> DocumentLengths:
+        """What planning knows of `documents`, int64[n]. `image_tokens` None: as given when the source was opened.
+
+        Raises DataError where pictures keep their aspect and the dataset does not say how large they are.
+        """
         rows = image_tokens or self.image_tokens
         indexed = self.indexed_at(rows)
         if indexed is None:
-            return document_lengths(self.reader, documents, rows)
+            check_sizes(self.reader, self.facts, rows)
+            return document_lengths(self.reader, documents, rows, self.facts)
         return DocumentLengths(*indexed.document_lengths(documents))
 
-    def totals(self, image_tokens: int | None = None) -> SourceTotals:
-        return self.count.totals(image_tokens or self.image_tokens)
+    def totals(self, image_tokens: int | PictureRows | None = None) -> SourceTotals:
+        rows = image_tokens or self.image_tokens
+        if rows not in self._totals:
+            self._totals[rows] = source_totals(self.count, self.reader, self.facts, rows)
+        return self._totals[rows]
 
     def usable_documents(self) -> Integers:
         """The documents that can be trained on, by number, int64; as long as the dataset."""
         return np.flatnonzero(self.lengths(np.arange(self.reader.document_count)).positions >= 1)
 
-    def mean_positions(self, image_tokens: int | None = None) -> float:
+    def mean_positions(self, image_tokens: int | PictureRows | None = None) -> float:
         """Positions of a document, on average."""
         totals = self.totals(image_tokens)
         return totals.positions / totals.documents
 
-    def visual_share(self, image_tokens: int | None = None) -> float:
+    def visual_share(self, image_tokens: int | PictureRows | None = None) -> float:
         """Share of this source's positions that are picture placeholders."""
-        tokens = image_tokens or self.image_tokens
-        totals = self.totals(tokens)
-        return totals.pictures * tokens / totals.positions
+        totals = self.totals(image_tokens)
+        return totals.visual / totals.positions
 
     def ids(
-        self, document: int, start: int, count: int, image_tokens: int | None = None
+        self, document: int, start: int, count: int, image_tokens: int | PictureRows | None = None
     ) -> tuple[npt.NDArray[np.int32], list[int]]:
         """Expanded ids `[start, start + count)` and the sequences of the pictures that begin in that range.
 
@@ -111,7 +122,7 @@ class DocumentSource:
         at = 0  # position of the sequence in the document
         for sequence in self.reader.document_sequences(document):
             picture = self.reader.modes[sequence] == IMAGE_MODE
-            length = rows if picture else int(self.reader.sequence_lengths[sequence])
+            length = self._rows(sequence, rows) if picture else int(self.reader.sequence_lengths[sequence])
             begin, end = max(start, at), min(start + count, at + length)
             if begin < end:
                 place = slice(begin - start, end - start)
@@ -129,7 +140,7 @@ class DocumentSource:
         return out, pictures
 
     def segment(
-        self, document: int, start: int, positions: int, image_tokens: int | None = None
+        self, document: int, start: int, positions: int, image_tokens: int | PictureRows | None = None
     ) -> tuple[Segment, list[int]]:
         """Positions of a document to be packed, with what of them is not learnt, and the sequences of its pictures.
 
@@ -145,7 +156,15 @@ class DocumentSource:
             self.reader.modes[s] == IMAGE_MODE for s in self.reader.document_sequences(document)
         )
 
-    def _masked(self, document: int, start: int, count: int, rows: int) -> tuple[tuple[int, int], ...]:
+    def picture_size(self, sequence: int) -> tuple[int, int]:
+        """(height, width) in pixels of the picture in `sequence`; zeros where it is not known."""
+        return (0, 0) if self.facts is None else (int(self.facts[sequence, 0]), int(self.facts[sequence, 1]))
+
+    def _rows(self, sequence: int, rows: int | PictureRows) -> int:
+        """Placeholders of the picture in `sequence`."""
+        return rows if isinstance(rows, int) else rows.of(*self.picture_size(sequence))
+
+    def _masked(self, document: int, start: int, count: int, rows: int | PictureRows) -> tuple[tuple[int, int], ...]:
         """Ranges of the ids `[start, start + count)`, counted from `start`, that are read and not learnt."""
         if self.facts is None:
             return ()
@@ -153,7 +172,7 @@ class DocumentSource:
         at = 0
         for sequence in self.reader.document_sequences(document):
             picture = self.reader.modes[sequence] == IMAGE_MODE
-            length = rows if picture else int(self.reader.sequence_lengths[sequence])
+            length = self._rows(sequence, rows) if picture else int(self.reader.sequence_lengths[sequence])
             begin, end = max(start, at), min(start + count, at + length)
             if begin < end and not picture and not self.facts[sequence, 0]:
                 ranges.append((begin - start, end - start))
@@ -179,7 +198,7 @@ class DocumentSource:
             f"made with another tokenizer"
         )
 
-    def indexed_at(self, image_tokens: int) -> IndexedSource | None:
+    def indexed_at(self, image_tokens: int | PictureRows) -> IndexedSource | None:
         """The dataset as the native operator reads it with so many placeholders a picture, or None without operators."""
         return self._views.at(image_tokens)
 

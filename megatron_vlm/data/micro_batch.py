@@ -18,7 +18,8 @@ from megatron_vlm.data.micro_batch_arrays import (
     ArrayMaker,
     MicroBatchArrays,
     MicroBatchMemory,
-    check_picture_count,
+    Sizes,
+    check_picture_rows,
 )
 from megatron_vlm.ops.assemble import BatchBuffers, Segment, assemble_packs
 
@@ -29,7 +30,8 @@ class MicroBatch:
 
     tokens, labels, position_ids int64 `[1, t]`; loss_mask fp32 `[1, t]`; label_modality, token_modality uint8 `[1, t]`;
     row_index int32 `[1, t]`, the picture row that stands at a position or -1; cu_seqlens int32 `[documents + 1]`; pixels
-    uint8 `[pictures, size, size, 3]`, or None on ranks that hold no encoder.
+    uint8 `[pictures, size, size, 3]`, or, where pictures keep their aspect, `[bytes]` with one after another, of the `sizes`
+    (height, width); None on ranks that hold no encoder.
     """
 
     tokens: Tensor
@@ -49,11 +51,12 @@ class MicroBatch:
     image_rows: int
     #: pictures that did not decode and are grey; what becomes of them is decided by all ranks together
     broken: tuple[BrokenPicture, ...] = ()
+    sizes: Sizes | None = None
 
     @property
     def image_tokens(self) -> int | None:
-        """Placeholders of each picture; None without pictures."""
-        return self.image_rows // self.pictures if self.pictures else None
+        """Placeholders of each picture; None without pictures, or where they have different numbers."""
+        return self.image_rows // self.pictures if self.pictures and self.sizes is None else None
 
     def to(self, device: torch.device) -> MicroBatch:
         if device.type == "cpu":
@@ -67,20 +70,27 @@ class MicroBatch:
 def make_micro_batch(
     segments: Sequence[Sequence[Segment]],
     pixels: Sequence[np.ndarray] | None,
-    sequence_length: int,
     tokens: TokenCounts,
-    image_tokens: int,
-    image_size: int,
+    shape: StepShape,
+    sizes: Sizes | None = None,
 ) -> MicroBatch:
-    """Segments of each pack and the decoded pictures in reading order (None: this rank holds no encoder)."""
+    """Segments of each pack and the decoded pictures in reading order (None: this rank holds no encoder).
+
+    `sizes` of the pictures, (height, width), are needed where they keep their aspect, also on ranks without pixels.
+    """
+    sequence_length = shape.sequence_length
     batch = assemble_packs(
         segments, sequence_length=sequence_length, image_token_id=tokens.image_token_id, pad_id=tokens.pad_id
     )
     stacked = None
+    pictures = len(sizes) if sizes is not None else batch.image_rows // shape.image_tokens
     if pixels is not None:
-        check_picture_count(len(pixels), batch.image_rows, image_tokens)
-        stacked = np.stack(pixels) if pixels else np.empty((0, image_size, image_size, 3), np.uint8)
-    return as_tensors(MicroBatchArrays(batch, stacked, batch.image_rows // image_tokens))
+        check_picture_rows(len(pixels), sizes, batch.image_rows, shape.picture)
+        if sizes is not None:
+            stacked = np.concatenate([p.reshape(-1) for p in pixels]) if pixels else np.empty(0, np.uint8)
+        else:
+            stacked = np.stack(pixels) if pixels else np.empty((0, shape.image_size, shape.image_size, 3), np.uint8)
+    return as_tensors(MicroBatchArrays(batch, stacked, pictures, sizes=sizes))
 
 
 def as_tensors(arrays: MicroBatchArrays) -> MicroBatch:
@@ -96,6 +106,7 @@ def as_tensors(arrays: MicroBatchArrays) -> MicroBatch:
         pictures=arrays.pictures,
         image_rows=batch.image_rows,
         broken=arrays.broken,
+        sizes=arrays.sizes,
     )
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_vlm.config.data import TokenCounts
+from megatron_vlm.config.picture_rows import PictureRows, as_rows
 from megatron_vlm.config.steps import StepShape
 from megatron_vlm.data.broken_pictures import BrokenPicture
+from megatron_vlm.data.decoding.canvas import Canvases
 from megatron_vlm.data.decoding.decoder import Decoder
 from megatron_vlm.data.documents import Span
 from megatron_vlm.data.indexed_reader import IndexedReader
@@ -21,6 +23,8 @@ from megatron_vlm.ops.assemble_spans import IndexedSource, assemble_spans
 from megatron_vlm.ops.native import NativeOperators, native_operators
 
 Pixels = npt.NDArray[np.uint8]
+#: (height, width) of pictures, in pixels
+Sizes = tuple[tuple[int, int], ...]
 
 
 class SpanSource(Protocol):
@@ -29,11 +33,13 @@ class SpanSource(Protocol):
     @property
     def reader(self) -> IndexedReader: ...
 
-    def indexed_at(self, image_tokens: int) -> IndexedSource | None: ...
+    def indexed_at(self, image_tokens: int | PictureRows) -> IndexedSource | None: ...
 
     def segment(
-        self, document: int, start: int, positions: int, image_tokens: int | None = None
+        self, document: int, start: int, positions: int, image_tokens: int | PictureRows | None = None
     ) -> tuple[Segment, list[int]]: ...
+
+    def picture_size(self, sequence: int) -> tuple[int, int]: ...
 
     def wrong_id(self, document: int, token_id: int) -> DataError: ...
 
@@ -44,14 +50,17 @@ class MicroBatchArrays:
 
     Attributes:
         batch: the flat arrays of its positions.
-        pixels: uint8 `[pictures, size, size, 3]` in reading order; None where none are read.
+        pixels: uint8 `[pictures, size, size, 3]` in reading order, or, where they keep their aspect, all of them one after
+            another, `[bytes]`; None where none are read.
         broken: pictures that did not decode.
+        sizes: (height, width) in pixels of each picture as it is shown; None where all are squares of one size.
     """
 
     batch: PackedBatch
     pixels: Pixels | None
     pictures: int
     broken: tuple[BrokenPicture, ...] = ()
+    sizes: Sizes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +69,19 @@ class MicroBatchMemory:
     these are read."""
 
     buffers: BatchBuffers | None = None
-    pixels: Callable[[int, int], Pixels] | None = None
+    pixels: Callable[[int], Pixels] | None = None
 
     def canvas(self, pictures: int, size: int) -> Pixels:
         """uint8 `[pictures, size, size, 3]`."""
-        if self.pixels is not None:
-            return self.pixels(pictures, size)
-        return np.empty((pictures, size, size, 3), np.uint8)
+        return self._bytes(pictures * 3 * size**2).reshape(pictures, size, size, 3)
+
+    def canvases(self, sizes: Sizes) -> tuple[Pixels, list[Pixels]]:
+        """Room for pictures of these sizes one after another, and that of each, uint8 `[height, width, 3]`."""
+        flat = self._bytes(3 * sum(height * width for height, width in sizes))
+        return flat, canvases_in(flat, sizes)
+
+    def _bytes(self, count: int) -> Pixels:
+        return np.empty(count, np.uint8) if self.pixels is None else self.pixels(count)
 
 
 _NEW_MEMORY = MicroBatchMemory()
@@ -94,19 +109,31 @@ class ArrayMaker:
             batch, places = self._assemble(native, packs, shape, memory.buffers)
         else:
             batch, places = self._assemble_reference(packs, shape, memory.buffers)
-        pictures = batch.image_rows // shape.image_tokens
+        pictures, sizes = len(places), self._sizes(places, shape.picture)
+        check_picture_rows(pictures, sizes, batch.image_rows, shape.picture)
         if self.decoder is None:
-            return MicroBatchArrays(batch, None, pictures)
-        check_picture_count(len(places), batch.image_rows, shape.image_tokens)
-        pixels = memory.canvas(pictures, shape.image_size)
+            return MicroBatchArrays(batch, None, pictures, sizes=sizes)
+        pixels: Pixels
+        canvases: Canvases
+        if sizes is None:
+            pixels = canvases = memory.canvas(pictures, shape.image_size)
+        else:
+            pixels, canvases = memory.canvases(sizes)
         encoded = [self.sources[source].reader.image_bytes(sequence) for source, sequence in places]
-        reasons = self.decoder.decode(encoded, pixels)
+        reasons = self.decoder.decode(encoded, canvases)
         broken = []
         for number in sorted(reasons):
             source, sequence = places[number]
             document = self.sources[source].reader.document_of_sequence(sequence)
             broken.append(BrokenPicture(source, document, sequence, number, reasons[number]))
-        return MicroBatchArrays(batch, pixels, pictures, tuple(broken))
+        return MicroBatchArrays(batch, pixels, pictures, tuple(broken), sizes)
+
+    def _sizes(self, places: Sequence[tuple[int, int]], picture: PictureRows) -> Sizes | None:
+        """How large each picture is shown; None where all are alike."""
+        if not picture.native:
+            return None
+        grids = (picture.grid(*self.sources[source].picture_size(sequence)) for source, sequence in places)
+        return tuple((rows * picture.patch, columns * picture.patch) for rows, columns in grids)
 
     def _assemble(
         self,
@@ -116,7 +143,7 @@ class ArrayMaker:
         buffers: BatchBuffers | None,
     ) -> tuple[PackedBatch, list[tuple[int, int]]]:
         """The batch, and the source and sequence of each of its pictures in reading order."""
-        indexed = [source.indexed_at(shape.image_tokens) for source in self.sources]
+        indexed = [source.indexed_at(shape.picture) for source in self.sources]
         rows = [(span.source, span.document, span.start, span.length) for pack in packs for span in pack]
         spans: npt.NDArray[np.int64] = np.array(rows, np.int64).reshape(-1, 4)
         batch, pictures, fault = assemble_spans(
@@ -146,7 +173,7 @@ class ArrayMaker:
             segments.append([])
             for span in pack:
                 source = self.sources[span.source]
-                segment, sequences = source.segment(span.document, span.start, span.length, shape.image_tokens)
+                segment, sequences = source.segment(span.document, span.start, span.length, shape.picture)
                 segments[-1].append(segment)
                 pictures += [(span.source, sequence) for sequence in sequences]
         batch = assemble_packs(
@@ -159,7 +186,26 @@ class ArrayMaker:
         return batch, pictures
 
 
-def check_picture_count(found: int, rows: int, image_tokens: int) -> None:
+def canvases_in(flat: Pixels, sizes: Sizes) -> list[Pixels]:
+    """Pictures that lie one after another in `flat`, uint8 `[bytes]`: views `[height, width, 3]`."""
+    found, at = [], 0
+    for height, width in sizes:
+        end = at + 3 * height * width
+        found.append(flat[at:end].reshape(height, width, 3))
+        at = end
+    return found
+
+
+def row_counts(pictures: int, sizes: Sizes | None, rows: int | PictureRows) -> list[int]:
+    """Placeholders of each picture of a micro-batch."""
+    picture = as_rows(rows)
+    if sizes is None:
+        return [picture.most] * pictures
+    return [picture.of_pixels(height, width) for height, width in sizes]
+
+
+def check_picture_rows(pictures: int, sizes: Sizes | None, rows: int, picture: PictureRows) -> None:
     """Raises ValueError where pictures and placeholders do not go together."""
-    if found * image_tokens != rows:
-        raise ValueError(f"{found} pictures for the {rows} placeholders of {rows // image_tokens}")
+    need = sum(row_counts(pictures, sizes, picture))
+    if need != rows:
+        raise ValueError(f"{pictures} pictures need {need} placeholders, and there are {rows}")

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_vlm.config.curriculum import CurriculumConfig, Measure
+from megatron_vlm.config.picture_rows import PictureRows
 from megatron_vlm.data.documents import DocumentSource
 from megatron_vlm.errors import ConfigError
 from megatron_vlm.ops.pack_order import WHOLE_SHARE
@@ -49,7 +50,7 @@ class Mixture:
     Args:
         curriculum, stage: the stage by number.
         sources: of the run.
-        image_tokens: positions of a picture in this stage.
+        image_tokens: positions of a picture in this stage, one number or by its shape.
         exhausted: sources that give nothing more: the others take their shares in proportion.
 
     Raises:
@@ -61,7 +62,7 @@ class Mixture:
         curriculum: CurriculumConfig,
         stage: int,
         sources: Mapping[str, DocumentSource],
-        image_tokens: int,
+        image_tokens: int | PictureRows,
         exhausted: Collection[str] = (),
     ) -> None:
         self.curriculum, self.stage, self.sources, self.image_tokens = curriculum, stage, sources, image_tokens

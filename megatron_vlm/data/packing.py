@@ -80,8 +80,8 @@ class PackPlanner:
         self.ended = ""
         self._window: Window | None = None
         self._taken = 0
-        for stage, tokens in sorted({(s.shape.stage, s.shape.image_tokens) for s in config.segments}):
-            Mixture(curriculum, stage, self.sources, tokens)
+        for stage, picture in dict.fromkeys((s.shape.stage, s.shape.picture) for s in config.segments):
+            Mixture(curriculum, stage, self.sources, picture)
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
@@ -118,13 +118,13 @@ class PackPlanner:
         if shape.stage != self.stage:
             self.stage, self.totals.stage = shape.stage, _Stage()
         first, end = self._stage_packs()
-        rules = PackRules(shape.sequence_length, shape.image_tokens, config.data)
+        rules = PackRules(shape.sequence_length, shape.picture, config.data)
         for upcoming in self.upcoming.values():
             upcoming.set_rules(rules)
         count = max(1, min(config.data.window_packs, end - self.pack))
         places = (np.arange(self.pack, self.pack + count) - first) / max(1, end - first)
         while True:
-            mixture = Mixture(config.curriculum, self.stage, self.sources, shape.image_tokens, self.exhausted)
+            mixture = Mixture(config.curriculum, self.stage, self.sources, shape.picture, self.exhausted)
             if not mixture.active:
                 self.ended = f"every source of stage {config.curriculum.stages[self.stage].name!r} has had its passes"
                 return False
@@ -372,5 +372,7 @@ def _fingerprint(config: RunConfig, names: list[str]) -> str:
         [s.shape.stage, s.shape.sequence_length, s.shape.global_batch_size, s.shape.image_tokens, s.first_step, s.steps]
         for s in config.segments
     ]
+    aspects = [[s.shape.patch, s.shape.fold] for s in config.segments if s.shape.patch]
     told = [names, rules, stages, curriculum.max_epochs, curriculum.when_exhausted, shapes, config.schedule.seed]
+    told += [aspects] if aspects else []
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]

@@ -5,6 +5,14 @@ from __future__ import annotations
 import io
 import warnings
 
+from megatron_vlm.data.encoded_pictures.picture_header import read_header
+
+
+def shown_size(encoded: bytes) -> tuple[int, int] | None:
+    """(height, width) in pixels, turned upright as EXIF says; None for what is no picture. Nothing is decoded."""
+    header = read_header(encoded)
+    return picture_size(encoded) if header is None else header.shown_size
+
 
 def picture_size(encoded: bytes) -> tuple[int, int] | None:
     """(height, width) in pixels of a .jpg, .png, .webp or other file that Pillow knows, not decoded; else None."""

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from megatron_vlm.config.picture_rows import PictureRows, as_rows
+from megatron_vlm.data.document_lengths import native_rows
 from megatron_vlm.data.indexed_format import IMAGE_MODE
 from megatron_vlm.data.indexed_reader import IndexedReader
+from megatron_vlm.data.indexed_views import check_sizes
 
 _CHUNK = 1 << 18  # documents that a pass holds in memory
 
@@ -18,11 +21,13 @@ _IDS_OF_A_PICTURE = 2  # any number from two on counts the same documents
 
 @dataclass(frozen=True, slots=True)
 class SourceTotals:
-    """One pass over a source, with pictures expanded: documents that have a position, their positions, their pictures."""
+    """One pass over a source, with pictures expanded: documents that have a position, their positions, their pictures, and
+    the positions of these."""
 
     documents: int
     positions: int
     pictures: int
+    visual: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +47,30 @@ class DatasetCount:
     short: int
 
     def totals(self, image_tokens: int) -> SourceTotals:
-        """Where a picture takes `image_tokens` ids."""
-        return SourceTotals(self.documents, self.words + self.pictures * image_tokens, self.pictures)
+        """Where each picture takes `image_tokens` ids."""
+        return self.with_rows(self.pictures * image_tokens)
+
+    def with_rows(self, visual: int) -> SourceTotals:
+        """Where the pictures take `visual` ids together."""
+        return SourceTotals(self.documents, self.words + visual, self.pictures, visual)
+
+
+def source_totals(
+    count: DatasetCount, reader: IndexedReader, facts: npt.NDArray[np.int32] | None, rows: int | PictureRows
+) -> SourceTotals:
+    """Totals where pictures take `rows`; those that keep their aspect are counted in one pass over `facts`.
+
+    Raises DataError as `check_sizes` does.
+    """
+    picture = as_rows(rows)
+    check_sizes(reader, facts, rows)
+    if not picture.native or facts is None or not count.pictures:
+        return count.totals(picture.most)
+    visual = 0
+    for start in range(0, reader.sequence_count, _CHUNK):
+        shown = reader.modes[start : start + _CHUNK] == IMAGE_MODE
+        visual += int(native_rows(np.asarray(facts[start : start + _CHUNK])[shown], picture).sum())
+    return count.with_rows(visual)
 
 
 def count_dataset(reader: IndexedReader) -> DatasetCount:

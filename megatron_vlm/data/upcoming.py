@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_vlm.config.data import DataConfig
+from megatron_vlm.config.picture_rows import PictureRows
 from megatron_vlm.data.documents import DocumentSource
 from megatron_vlm.data.order import DocumentOrder
 from megatron_vlm.errors import DataError
@@ -33,7 +34,7 @@ class PackRules:
     """What decides how a document goes into packs of a stage: sizes of a pack and of a picture, and data's rules."""
 
     capacity: int
-    image_tokens: int
+    image_tokens: int | PictureRows
     data: DataConfig
 
 
@@ -41,6 +42,7 @@ class PackRules:
 class Entries:
     """n pieces that can be packed, int64[n] each.
 
+    `visual` is the number of placeholders of its pictures and `squares` the sum of the squares of each one's;
     `place` is the place in the order after the piece's document, counted over all epochs; `splittable` texts may be cut
     anywhere; `lost` and `cut` say how many documents before this one, back to the entry before, were left out, and whether
     this one is shortened.
@@ -50,6 +52,7 @@ class Entries:
     start: Integers
     length: Integers
     visual: Integers
+    squares: Integers
     pictures: Integers
     begins: Integers
     place: Integers
@@ -70,7 +73,7 @@ class Entries:
 
 def _none() -> Entries:
     zero = np.zeros(0, np.int64)
-    return Entries(zero, zero, zero, zero, zero, zero, zero, zero.astype(np.bool_), zero, zero)
+    return Entries(zero, zero, zero, zero, zero, zero, zero, zero, zero.astype(np.bool_), zero, zero)
 
 
 class Upcoming:
@@ -180,7 +183,8 @@ class Upcoming:
             document[keep],
             start[keep],
             size[keep],
-            (known.pictures * rules.image_tokens)[keep],
+            known.rows[keep],
+            known.squares[keep],
             known.pictures[keep],
             (start == 0).astype(np.int64)[keep],
             place[keep],

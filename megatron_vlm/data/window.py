@@ -41,6 +41,7 @@ class Window:
 
     Attributes:
         spans: int64[k, 5], source, document, first position, positions, pictures; by pack.
+        visual: int64[k, 2], placeholders of a span's pictures and the sum of the squares of each one's.
         starts: int64[m + 1], where each pack begins in `spans`.
         amounts: what each pack gives.
         behind: int64[m + 1, s], what each source is behind its share before each pack and after the last, in its measure and
@@ -51,6 +52,7 @@ class Window:
     """
 
     spans: Integers
+    visual: Integers
     starts: Integers
     amounts: Amounts
     behind: Integers
@@ -65,7 +67,8 @@ class Window:
 
     def pack(self, number: int) -> tuple[Span, ...]:
         begin, end = int(self.starts[number]), int(self.starts[number + 1])
-        return tuple(Span(*row) for row in self.spans[begin:end].tolist())
+        rows = zip(self.spans[begin:end].tolist(), self.visual[begin:end].tolist(), strict=True)
+        return tuple(Span(*span, *visual) for span, visual in rows)
 
     def contents(self, begin: int, end: int) -> bytes:
         """Packs `begin` to `end` - 1 as bytes, the same wherever a window was cut: spans, with the number of the pack."""
@@ -238,7 +241,8 @@ class WindowPlanner:
         entries = _joined(draws)
         source = np.repeat([names.index(name) for name in taken], [len(pieces) for pieces in taken.values()])
         of, whole = plan.document, plan.start == 0
-        begins, visual, pictures = (column[of] * whole for column in (entries.begins, entries.visual, entries.pictures))
+        of_whole = (entries.begins, entries.visual, entries.squares, entries.pictures)
+        begins, visual, squares, pictures = (column[of] * whole for column in of_whole)
         source = source[of]
         rows = np.stack([source, entries.document[of], entries.start[of] + plan.start, plan.length, pictures], axis=1)
         first = shuffled(np.arange(plan.packs, dtype=np.int64), f"{self.seed}:window:{number}")
@@ -258,6 +262,7 @@ class WindowPlanner:
         planned = [self.mixture.planned_visual_share(float(place)) for place in places[: 1 if one else plan.packs]]
         return Window(
             spans=rows.take(pieces, axis=0),
+            visual=np.stack([visual, squares], axis=1).take(pieces, axis=0),
             starts=np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]),
             amounts=amounts,
             behind=kept,

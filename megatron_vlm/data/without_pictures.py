@@ -8,12 +8,14 @@ from typing import Literal
 
 import torch
 
+from megatron_vlm.config.picture_rows import PictureRows
 from megatron_vlm.data.micro_batch import MicroBatch
+from megatron_vlm.data.micro_batch_arrays import Sizes, row_counts
 from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_NONE, MODALITY_TEXT
 
 
 def without_pictures(
-    batch: MicroBatch, broken: Collection[int], image_tokens: int, policy: Literal["text", "skip"]
+    batch: MicroBatch, broken: Collection[int], picture: int | PictureRows, policy: Literal["text", "skip"]
 ) -> MicroBatch:
     """The micro-batch without the pictures numbered in `broken`, in reading order from 0.
 
@@ -31,7 +33,7 @@ def without_pictures(
     skip: the segment that holds a broken picture has no loss, and all its pictures go. Its borders stay.
 
     Args:
-        image_tokens: placeholders of a picture.
+        picture: placeholders of a picture.
 
     Raises:
         ValueError: a number that is no picture of this batch.
@@ -42,7 +44,9 @@ def without_pictures(
     if numbers[0] < 0 or numbers[-1] >= batch.pictures:
         raise ValueError(f"broken pictures {numbers} of a micro-batch of {batch.pictures}, which are numbered from 0")
     rows = batch.row_index[0].cpu()
-    starts = torch.nonzero((rows >= 0) & (rows % image_tokens == 0)).flatten()  # of every picture, in reading order
+    counts = torch.tensor(row_counts(batch.pictures, batch.sizes, picture))  # placeholders of every picture
+    first = counts.cumsum(0) - counts
+    starts = torch.nonzero(torch.isin(rows, first)).flatten()  # of every picture, in reading order
     borders = batch.cu_seqlens.cpu().long()
     segments = torch.searchsorted(borders, starts, right=True) - 1  # of every picture
     gone = torch.zeros(batch.pictures, dtype=torch.bool)
@@ -51,15 +55,15 @@ def without_pictures(
         skipped = segments[gone].unique()
         silent = _inside(borders[skipped], borders[skipped + 1], rows.numel())
         gone = torch.isin(segments, skipped)
-        return _learning(_taken_out(batch, gone, image_tokens), silent, silent)
-    begins = starts[gone]
-    placeholders = _inside(begins, begins + image_tokens, rows.numel())
-    cut = torch.cat([borders, begins, begins + image_tokens]).unique()
+        return _learning(_taken_out(batch, gone, counts), silent, silent)
+    begins, ends = starts[gone], (starts + counts)[gone]
+    placeholders = _inside(begins, ends, rows.numel())
+    cut = torch.cat([borders, begins, ends]).unique()
     still = torch.searchsorted(cut, starts[~gone], right=True) - 1  # segments that have a picture yet
     touched = torch.isin(torch.searchsorted(borders, cut[:-1], right=True) - 1, segments[gone])
     touched[still] = False
     plain = _inside(cut[:-1][touched], cut[1:][touched], rows.numel())
-    return _learning(_cut(_taken_out(batch, gone, image_tokens), cut), placeholders, plain)
+    return _learning(_cut(_taken_out(batch, gone, counts), cut), placeholders, plain)
 
 
 def _inside(begins: torch.Tensor, ends: torch.Tensor, positions: int) -> torch.Tensor:
@@ -70,24 +74,33 @@ def _inside(begins: torch.Tensor, ends: torch.Tensor, positions: int) -> torch.T
     return steps[:-1].cumsum(0) > 0
 
 
-def _taken_out(batch: MicroBatch, gone: torch.Tensor, image_tokens: int) -> MicroBatch:
-    """The pictures `gone`, bool `[pictures]`, out of rows and pixels."""
+def _taken_out(batch: MicroBatch, gone: torch.Tensor, counts: torch.Tensor) -> MicroBatch:
+    """The pictures `gone`, bool `[pictures]`, out of rows and pixels; `counts` are each one's rows."""
     rows = batch.row_index
-    kept = ~gone.to(rows.device)
-    number = rows.clamp(min=0) // image_tokens
-    left = number - (~kept).cumsum(0).to(rows.dtype)[number]
-    renumbered = torch.where((rows >= 0) & kept[number], left * image_tokens + rows % image_tokens, -1)
+    kept = ~gone
+    stays = kept.repeat_interleave(counts)  # of each row
+    renumbering = torch.where(stays, stays.cumsum(0) - 1, -1).to(rows.device)
+    renumbered = torch.where(rows >= 0, renumbering[rows.clamp(min=0)], -1)
     none_left = torch.where(rows >= 0, MODALITY_NONE, batch.token_modality.to(torch.int32))
     token_modality = torch.where(renumbered >= 0, batch.token_modality, none_left.to(batch.token_modality.dtype))
-    pixels = None if batch.pixels is None else batch.pixels[~gone.to(batch.pixels.device)]
+    sizes = batch.sizes
     return dataclasses.replace(
         batch,
         row_index=renumbered.to(rows.dtype),
         token_modality=token_modality,
-        pixels=pixels,
-        pictures=int((~gone).sum()),
-        image_rows=int((~gone).sum()) * image_tokens,
+        pixels=None if batch.pixels is None else _pixels_of(batch.pixels, sizes, kept),
+        pictures=int(kept.sum()),
+        image_rows=int(counts[kept].sum()),
+        sizes=None if sizes is None else tuple(size for size, stay in zip(sizes, kept.tolist(), strict=True) if stay),
     )
+
+
+def _pixels_of(pixels: torch.Tensor, sizes: Sizes | None, kept: torch.Tensor) -> torch.Tensor:
+    if sizes is None:
+        return pixels[kept.to(pixels.device)]
+    parts = pixels.split([3 * height * width for height, width in sizes])
+    left = [part for part, stay in zip(parts, kept.tolist(), strict=True) if stay]
+    return torch.cat(left) if left else pixels[:0]
 
 
 def _cut(batch: MicroBatch, borders: torch.Tensor) -> MicroBatch:

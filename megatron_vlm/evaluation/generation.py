@@ -25,6 +25,7 @@ from megatron_vlm.errors import DataError
 from megatron_vlm.evaluation.sampling import Sampling, next_tokens
 from megatron_vlm.evaluation.scorer import Scorer
 from megatron_vlm.training.engine import unwrap
+from megatron_vlm.training.scoring import rows_of
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Generator:
     def prompt(self, text: str, pictures: Sequence[npt.NDArray[np.uint8]] = (), count: int | None = None) -> Prompt:
         """A prompt of pictures and then text, as captions are trained; `count` of pictures where this rank has none."""
         tokens = self.scorer.tokens
-        rows = self.scorer.shape.image_tokens * (len(pictures) if count is None else count)
+        rows = rows_of(self.scorer.shape, pictures, len(pictures) if count is None else count)
         ids = [tokens.image_token_id] * rows + self.scorer.tokenizer.encode(text)
         return Prompt(np.array(ids or [tokens.eod_id], np.int32), tuple(pictures))
 
@@ -169,13 +170,19 @@ class Generator:
 
     def _encode(self, prompts: Sequence[Prompt]) -> Tensor | None:
         """Rows of all pictures of the prompts, in order, on the first stage."""
-        if not self.scorer.decodes:
+        if not self.scorer.topology.on_first_stage:
             return None
         pictures = [picture for prompt in prompts for picture in prompt.pictures]
         if not pictures:
             return None
-        pixels = torch.from_numpy(np.stack(pictures)).to(self.scorer.topology.device)
-        return self._model.encode_images(pixels, self.scorer.shape.image_tokens).to(self._hidden_dtype)
+        shape, device = self.scorer.shape, self.scorer.topology.device
+        if shape.picture.native:
+            flat = torch.from_numpy(np.concatenate([picture.reshape(-1) for picture in pictures])).to(device)
+            sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
+            rows = self._model.encode_shapes(flat, sizes, rows_of(shape, pictures, len(pictures)))
+        else:
+            rows = self._model.encode_images(torch.from_numpy(np.stack(pictures)).to(device), shape.image_tokens)
+        return rows.to(self._hidden_dtype)
 
     def _forward(
         self, ids: Tensor, row_index: Tensor, rows: Tensor | None, begin: int, context: StaticInferenceContext

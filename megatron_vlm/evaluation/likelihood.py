@@ -14,7 +14,7 @@ from megatron_vlm.evaluation.questions import Question
 from megatron_vlm.evaluation.scorer import Scorer
 from megatron_vlm.evaluation.task import Task
 from megatron_vlm.evaluation.task_pictures import TaskPictures
-from megatron_vlm.training.scoring import Scored
+from megatron_vlm.training.scoring import Scored, rows_of
 
 #: questions whose documents are made and scored together
 _BLOCK = 256
@@ -89,7 +89,7 @@ def _document(
     task: Task, scorer: Scorer, question: Question | None, choice: Choice, seen: tuple[npt.NDArray[np.uint8], ...]
 ) -> Scored:
     before, answer = split_ids(scorer.tokenizer, choice)
-    rows = scorer.shape.image_tokens if question is not None and question.picture else 0
+    rows = rows_of(scorer.shape, seen, 1) if question is not None and question.picture else 0
     try:
         segment = segment_of(scorer.tokenizer, before, answer, rows, scorer.shape.sequence_length)
     except ValueError as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_vlm.data.decoding.decoder import open_decoder
-from megatron_vlm.data.pictures import decode_picture
+from megatron_vlm.data.pictures import decode_picture, picture_canvas
 from megatron_vlm.data.quarantine import Rejection
 from megatron_vlm.data.records import Picture, Text
 from megatron_vlm.data.sources.choose import image_text_source
@@ -18,7 +18,7 @@ from megatron_vlm.data.sources.reading import read_file
 from megatron_vlm.errors import DataError
 from megatron_vlm.evaluation.scorer import Scorer
 from megatron_vlm.ops.assemble import MODALITY_CAPTION, Segment
-from megatron_vlm.training.scoring import Scored
+from megatron_vlm.training.scoring import Scored, rows_of
 
 CHOICES = 4
 
@@ -102,22 +102,24 @@ class NamingTask:
 
     def _document(self, picture: np.ndarray | None, name: str) -> Scored:
         tokens = self.scorer.tokens
-        placeholders = [tokens.image_token_id] * self.scorer.shape.image_tokens
+        pictures = () if picture is None else (picture,)
+        placeholders = [tokens.image_token_id] * rows_of(self.scorer.shape, pictures, 1)
         text = self.scorer.tokenizer.encode(self._before + name + self._after)
         prefix = self.scorer.tokenizer.encode(self._before.rstrip())
         shared = len(prefix) if text[: len(prefix)] == prefix else 0
         ids = np.array([*placeholders, *text, tokens.eod_id], np.int32)
         segment = Segment(ids, MODALITY_CAPTION, loss_from=len(placeholders) - 1 + shared)
-        return Scored(segment, (picture,) if picture is not None else ())
+        return Scored(segment, pictures)
 
     def measure(self, questions: Sequence[Question]) -> Naming:
         config = self.scorer.config
-        size = self.scorer.shape.image_size
+        shape, decodes = self.scorer.shape, self.scorer.decodes
         decoder = open_decoder(config.data.pictures, config.model.vision.pixel_mean)
         pictures: list[np.ndarray | None] = [
-            decode_picture(q.image, size, f"naming, {q.key}", decoder) if self.scorer.decodes else None for q in questions
+            decode_picture(q.image, picture_canvas(q.image, shape), f"naming, {q.key}", decoder) if decodes else None
+            for q in questions
         ]
-        grey = np.full((size, size, 3), 127, np.uint8) if self.scorer.decodes else None
+        grey = np.full((shape.image_size, shape.image_size, 3), 127, np.uint8) if decodes else None
         names = sorted({name for q in questions for name in q.choices})
         seen = [self._document(p, n) for q, p in zip(questions, pictures, strict=True) for n in q.choices]
         moved = pictures[1:] + pictures[:1]

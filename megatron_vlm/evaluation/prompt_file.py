@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_vlm.data.decoding.decoder import open_decoder
-from megatron_vlm.data.pictures import decode_picture
+from megatron_vlm.data.pictures import decode_picture, picture_canvas
 from megatron_vlm.data.records import Unit
 from megatron_vlm.data.sources.json_files import read_objects
 from megatron_vlm.data.sources.opening import input_file
@@ -74,7 +74,9 @@ def prompts_of(
                 found = [*encoded, *(read_picture(name, store) for name in named)]
             except Unusable as defect:
                 raise DataError(f"prompt {number}: {defect}") from None
-            size = scorer.shape.image_size
-            pictures = [decode_picture(data, size, f"prompt {number}", decoder) for data in found]
+            sizes = [picture_canvas(data, scorer.shape) for data in found]
+            pictures = [
+                decode_picture(data, size, f"prompt {number}", decoder) for data, size in zip(found, sizes, strict=True)
+            ]
         prompts.append(generator.prompt(record["prompt"], pictures, len(encoded) + len(named)))
     return prompts

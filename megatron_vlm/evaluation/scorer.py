@@ -20,7 +20,7 @@ from megatron_vlm.parallel import topology as topology_module
 from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training import checkpoint as checkpoints
 from megatron_vlm.training.engine import Engine
-from megatron_vlm.training.scoring import Scored, score_documents
+from megatron_vlm.training.scoring import Scored, needs_pictures, score_documents
 from megatron_vlm.training.validation import trained_shape
 
 
@@ -66,8 +66,8 @@ class Scorer:
 
     @property
     def decodes(self) -> bool:
-        """Whether this rank holds the encoder, so that its documents need their pictures."""
-        return self.topology.on_first_stage
+        """Whether the documents of this rank need their pictures (`needs_pictures`)."""
+        return needs_pictures(self.shape, self.topology)
 
     def score(self, documents: Sequence[Scored], greedy: bool = False) -> np.ndarray:
         """float64 `[documents, 2]`: negative log-likelihood in nats, and the number of labels it sums over; with `greedy`

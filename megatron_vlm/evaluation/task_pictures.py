@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_vlm.data.decoding.decoder import open_decoder
-from megatron_vlm.data.pictures import decode_picture
+from megatron_vlm.data.pictures import decode_picture, picture_canvas
 from megatron_vlm.data.sources.picture_store import picture_store
 from megatron_vlm.data.sources.unusable import Unusable
 from megatron_vlm.errors import DataError
@@ -57,7 +57,7 @@ class TaskPictures:
         self._held: dict[str, npt.NDArray[np.uint8]] = {}
 
     def of(self, questions: Sequence[Question]) -> list[tuple[npt.NDArray[np.uint8], ...]]:
-        """uint8 `[size, size, 3]` of each question that has a picture; nothing on ranks that hold no encoder."""
+        """uint8 `[height, width, 3]` of each question that has a picture; nothing on ranks that hold no encoder."""
         if not self.scorer.decodes:
             return [() for _ in questions]
         names = {question.picture: question.key for question in questions if question.picture}
@@ -72,4 +72,4 @@ class TaskPictures:
             encoded = self._store.read(name)
         except Unusable as defect:
             raise DataError(f"{where}: {defect}") from None
-        return decode_picture(encoded, self.scorer.shape.image_size, where, self._decoder)
+        return decode_picture(encoded, picture_canvas(encoded, self.scorer.shape), where, self._decoder)

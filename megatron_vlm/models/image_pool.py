@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -21,6 +23,20 @@ def pool_for(side: int, image_tokens: int) -> int:
             f"of rows gives {', '.join(map(str, fitting))}"
         )
     return side // kept
+
+
+def pool_shaped(rows: Tensor, sides: Sequence[tuple[int, int]], pool: int) -> Tensor:
+    """`pool_rows` for pictures of (rows, columns) `sides`, one after another: `[rows, h]` -> `[rows / pool^2, h]`."""
+    if pool == 1:
+        return rows
+    at, squares = 0, []
+    for down, across in sides:
+        numbers = torch.arange(at, at + down * across).view(down // pool, pool, across // pool, pool)
+        squares.append(numbers.transpose(1, 2).reshape(-1))
+        at += down * across
+    # each row is in one square: its gradient is added to nothing
+    chosen = rows.index_select(0, torch.cat(squares).to(rows.device))
+    return chosen.view(-1, pool * pool, rows.size(-1)).mean(dim=1)
 
 
 def pool_rows(rows: Tensor, side: int, pool: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,27 +32,51 @@ class PositionTable(torch.nn.Module):
     def __init__(self, grid: int, hidden_size: int, has_class: bool, antialias: bool, dtype: torch.dtype) -> None:
         super().__init__()
         self.grid, self.has_class, self.antialias = grid, has_class, antialias
-        self._matrices: dict[int, Tensor] = {}  # by grid, where the table is: made on the CPU once, so that no step waits
+        self._matrices: dict[int, Tensor] = {}  # by side, where the table is: made on the CPU once, so that no step waits
         self.weight = torch.nn.Parameter(torch.zeros(grid * grid + has_class, hidden_size, dtype=dtype))
 
-    def forward(self, grid: int, places: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
-        """The class token's position `[hidden]` or None, and those of the patches `[grid * grid, hidden]`.
+    def forward(self, grid: int | Sequence[tuple[int, int]], places: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
+        """The class token's position `[hidden]` or None, and those of the patches `[patches, hidden]`.
 
         Args:
-            grid: patches along one side of the pictures.
-            places: int32 `[grid * grid, 2]`, row and column of each patch, where they are not in reading order.
+            grid: patches along one side of pictures that are all alike, for the `grid * grid` patches of one of them; or the
+                (rows, columns) of each picture, for the patches of all.
+            places: int32 `[patches, 2]`, row and column of each patch, where they are not in reading order. Needed where
+                pictures have shapes of their own.
         """
-        table = self._patches(grid)
-        if places is not None:
-            table = F.embedding(places[:, 0] * grid + places[:, 1], table)
+        if isinstance(grid, int):
+            table = self._patches(grid, grid)
+            if places is not None:
+                table = F.embedding(places[:, 0] * grid + places[:, 1], table)
+        else:
+            assert places is not None
+            table = self._shaped(grid, places)
         return (self.weight[0] if self.has_class else None), table
 
-    def _patches(self, grid: int) -> Tensor:
+    def _shaped(self, grids: Sequence[tuple[int, int]], places: Tensor) -> Tensor:
+        """Each shape is interpolated once, however many pictures have it."""
+        first: dict[tuple[int, int], int] = {}
+        tables: list[Tensor] = []
+        at = 0
+        for rows, columns in grids:
+            if (rows, columns) not in first:
+                first[rows, columns] = at
+                tables.append(self._patches(rows, columns))
+                at += rows * columns
+        told = torch.tensor([(first[grid], grid[1], grid[0] * grid[1]) for grid in grids], device=places.device)
+        begin, width = (told[:, n].repeat_interleave(told[:, 2], output_size=len(places)) for n in (0, 1))
+        return F.embedding(begin + places[:, 0] * width + places[:, 1], torch.cat(tables))
+
+    def _patches(self, rows: int, columns: int) -> Tensor:
+        """`[rows * columns, hidden]` in reading order."""
         own = self.weight[int(self.has_class) :]
-        if grid == self.grid:
+        if (rows, columns) == (self.grid, self.grid):
             return own
-        if grid not in self._matrices:
-            self._matrices[grid] = bicubic_matrix(self.grid, grid, self.antialias).to(own.device)
-        matrix = self._matrices[grid]
-        rows = (matrix @ own.float().view(self.grid, -1)).view(grid, self.grid, -1)
-        return (matrix @ rows).view(grid * grid, -1).to(own.dtype)
+        down, across = self._matrix(rows), self._matrix(columns)
+        between = (down @ own.float().view(self.grid, -1)).view(rows, self.grid, -1)
+        return (across @ between).view(rows * columns, -1).to(own.dtype)
+
+    def _matrix(self, side: int) -> Tensor:
+        if side not in self._matrices:
+            self._matrices[side] = bicubic_matrix(self.grid, side, self.antialias).to(self.weight.device)
+        return self._matrices[side]

@@ -100,8 +100,10 @@ def _vary(layer: ModuleSpec, language: LanguageConfig) -> None:
             setattr(attention, name, ModuleSpec(module=FullWidthNorm, params={"heads": heads, "centred": centred}))
 
 
-def vision_block_spec(vision: VisionConfig, config: TransformerConfig, layer_spec: str) -> TransformerBlockSubmodules:
-    """ViT layers: every patch sees every patch of its picture."""
+def vision_block_spec(
+    vision: VisionConfig, config: TransformerConfig, layer_spec: str, native: bool = False
+) -> TransformerBlockSubmodules:
+    """ViT layers: every patch sees every patch of its picture. `native`: pictures of any shapes are packed in one row."""
     if layer_spec == "transformer_engine":
         from megatron.core.extensions.transformer_engine import TENorm
 
@@ -131,6 +133,8 @@ def vision_block_spec(vision: VisionConfig, config: TransformerConfig, layer_spe
             ),
         )
         final_norm = HostLayerNorm
+    if native:  # what Transformer Engine calls a mask that goes along cu_seqlens alone
+        layer.submodules.self_attention.params = {"attn_mask_type": AttnMaskType.padding}
     if vision.kind == "dinov2":
         scale = ModuleSpec(module=LayerScaleAdd, params={"config": config})
         layer.submodules.self_attn_bda = layer.submodules.mlp_bda = scale

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import build_module
@@ -10,9 +12,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_vlm.config.model import VisionConfig
+from megatron_vlm.models.language import packed_row
 from megatron_vlm.models.position_table import PositionTable
 from megatron_vlm.models.specs import vision_block_spec, vision_norm
-from megatron_vlm.ops.patchify import patchify_squares
+from megatron_vlm.ops.patchify import patchify, patchify_squares, picture_table
 
 
 class VisionEncoder(MegatronModule):
@@ -28,7 +31,9 @@ class VisionEncoder(MegatronModule):
     the positions and the class and register tokens are replicated over tensor-parallel ranks, the layers are split.
     """
 
-    def __init__(self, vision: VisionConfig, config: TransformerConfig, layer_spec: str, group: int = 1) -> None:
+    def __init__(
+        self, vision: VisionConfig, config: TransformerConfig, layer_spec: str, group: int = 1, native: bool = False
+    ) -> None:
         super().__init__(config=config)
         self.vision, self.group = vision, group
         hidden, dtype = vision.hidden_size, config.params_dtype
@@ -47,7 +52,7 @@ class VisionEncoder(MegatronModule):
         )
         self.decoder = TransformerBlock(
             config=config,
-            spec=vision_block_spec(vision, config, layer_spec),
+            spec=vision_block_spec(vision, config, layer_spec, native),
             pre_process=True,
             post_process=True,
             post_layer_norm=vision.final_norm,
@@ -70,18 +75,21 @@ class VisionEncoder(MegatronModule):
             )
         return grid
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:
         """
         Args:
-            pixels: uint8 `[pictures, size, size, 3]`.
+            pixels: uint8 `[pictures, size, size, 3]`; with `sizes`, `[bytes]`, pictures one after another.
+            sizes: (height, width) in pixels of each picture, whole blocks of patches; None: all are alike.
 
         Returns:
             features `[pictures, patches, hidden_size]` in the parameters' dtype, patches in blocks of `group` x `group`: in
-            reading order for a group of 1.
+            reading order for a group of 1. With `sizes` `[1, patches, hidden_size]`, those of all pictures.
 
         Raises:
             ValueError: as `grid_of`.
         """
+        if sizes is not None:
+            return self._packed(pixels, sizes)
         vision, grid = self.vision, self.grid_of(pixels)
         patches, places = patchify_squares(
             pixels, vision.patch_size, vision.pixel_mean, vision.pixel_std, self.config.params_dtype, self.group
@@ -98,3 +106,42 @@ class VisionEncoder(MegatronModule):
             x = self.pre_norm(x)
         x = self.decoder(hidden_states=x.transpose(0, 1).contiguous(), attention_mask=None)  # [s, pictures, h]
         return x[vision.prefix_tokens :].transpose(0, 1)
+
+    def _packed(self, pixels: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Pictures of shapes of their own, in one row: each attends to itself alone."""
+        vision = self.vision
+        grids = [(height // vision.patch_size, width // vision.patch_size) for height, width in sizes]
+        counts = [rows * columns for rows, columns in grids]
+        patches, places = patchify(
+            pixels,
+            picture_table(sizes, vision.patch_size).to(pixels.device, non_blocking=True),
+            sum(counts),
+            patch_size=vision.patch_size,
+            mean=vision.pixel_mean,
+            std=vision.pixel_std,
+            dtype=self.config.params_dtype,
+            group=self.group,
+        )
+        x = self.patch_embedding(patches)
+        class_position, positions = self.position_embeddings(grids, places)
+        x = x + positions
+        prefix = vision.prefix_tokens
+        ends = torch.tensor([0, *counts]).cumsum(0)  # of the patches of each picture
+        bounds = ends + prefix * torch.arange(len(ends))  # with what stands before them
+        own: Tensor | None = None
+        if prefix:
+            assert self.class_token is not None
+            before = [(self.class_token + class_position).unsqueeze(0)]
+            if self.register_tokens is not None:
+                before.append(self.register_tokens)
+            own = (torch.arange(len(x)) + prefix * (1 + torch.repeat_interleave(torch.tensor(counts)).long())).to(x.device)
+            first = (bounds[:-1].unsqueeze(1) + torch.arange(prefix)).reshape(-1).to(x.device)
+            whole = x.new_empty(len(x) + prefix * len(counts), x.size(1))
+            whole = whole.index_copy(0, first, torch.cat(before).to(x.dtype).repeat(len(counts), 1))
+            x = whole.index_copy(0, own, x)
+        if self.pre_norm is not None:
+            x = self.pre_norm(x)
+        row = packed_row(bounds.to(torch.int32).to(x.device), max(counts) + prefix)
+        x = self.decoder(hidden_states=x.unsqueeze(1), attention_mask=None, packed_seq_params=row).squeeze(1)
+        x = x if own is None else x.index_select(0, own)
+        return x.unsqueeze(0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import ModelType
@@ -10,7 +13,7 @@ from torch import Tensor
 
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.run import RunConfig
-from megatron_vlm.models.image_pool import pool_for, pool_rows
+from megatron_vlm.models.image_pool import pool_for, pool_rows, pool_shaped
 from megatron_vlm.models.language import LanguageModel, padded_vocab_size
 from megatron_vlm.models.lora import add_lora
 from megatron_vlm.models.projector import Projector
@@ -84,7 +87,11 @@ class VisionLanguageModel(MegatronModule):
         self.projector: Projector | None = None
         if pre_process:
             self.vision = VisionEncoder(
-                model.vision, vision_config(model, parallel, device_type), spec, group=model.projector.pixel_shuffle
+                model.vision,
+                vision_config(model, parallel, device_type),
+                spec,
+                group=model.projector.pixel_shuffle,
+                native=config.data.pictures.resize == "native",
             )
             self.projector = Projector(
                 model.projector,
@@ -114,17 +121,55 @@ class VisionLanguageModel(MegatronModule):
         assert self.projector is not None
         side = self.vision.grid_of(pixels) // self.vision.group
         pool = 1 if image_tokens is None else pool_for(side, image_tokens)
+        return pool_rows(self.projector(self._features(pixels, None)), side, pool)
+
+    def encode_shapes(self, pixels: Tensor, sizes: Sequence[tuple[int, int]], rows: int | None = None) -> Tensor:
+        """Pictures that keep their aspect: uint8 `[bytes]`, one after another -> `[rows, hidden]`.
+
+        Args:
+            sizes: (height, width) in pixels of each picture, on whole rows.
+            rows: of all pictures together, None: as many as the projector gives. Where it gives more, squares of
+                neighbouring ones are averaged.
+
+        Raises:
+            ValueError: rows that no averaging gives.
+        """
+        assert self.vision is not None
+        assert self.projector is not None
+        side = self.vision.vision.patch_size * self.vision.group
+        sides = [(height // side, width // side) for height, width in sizes]
+        given = sum(down * across for down, across in sides)
+        pool = 1 if rows is None else math.isqrt(given // max(1, rows))
+        if rows is not None and pool * pool * rows != given:
+            raise ValueError(f"the projector gives {given} rows, whose squares average to no {rows}")
+        return pool_shaped(self.projector(self._features(pixels, sizes)), sides, pool)
+
+    def _features(self, pixels: Tensor, sizes: Sequence[tuple[int, int]] | None) -> Tensor:
+        assert self.vision is not None
+        features: Tensor
         if any(p.requires_grad for p in self.vision.parameters()):
-            features = self.vision(pixels)
+            features = self.vision(pixels, sizes)
         else:
             with torch.no_grad():  # a frozen encoder keeps no graph
-                features = self.vision(pixels)
-        return pool_rows(self.projector(features), side, pool)
+                features = self.vision(pixels, sizes)
+        return features
 
-    def _decoder_input(self, tokens: Tensor, pixels: Tensor | None, row_index: Tensor, image_tokens: int | None) -> Tensor:
+    def _decoder_input(
+        self,
+        tokens: Tensor,
+        pixels: Tensor | None,
+        row_index: Tensor,
+        image_tokens: int | None,
+        sizes: Sequence[tuple[int, int]] | None,
+        image_rows: int | None,
+    ) -> Tensor:
         rows = None
         if pixels is not None and pixels.size(0) > 0:
-            rows = self.encode_images(pixels, image_tokens).to(self.language_model.embedding.word_embeddings.weight.dtype)
+            if sizes is None:
+                rows = self.encode_images(pixels, image_tokens)
+            else:
+                rows = self.encode_shapes(pixels, sizes, image_rows)
+            rows = rows.to(self.language_model.embedding.word_embeddings.weight.dtype)
         x: Tensor = self.language_model.embed(tokens, rows, row_index)
         if rows is None and self._zero_gradients_for_absent_pictures and self.training and torch.is_grad_enabled():
             assert self.vision is not None
@@ -143,6 +188,8 @@ class VisionLanguageModel(MegatronModule):
         pixels: Tensor | None = None,
         row_index: Tensor | None = None,
         image_tokens: int | None = None,
+        picture_sizes: Sequence[tuple[int, int]] | None = None,
+        image_rows: int | None = None,
     ) -> Tensor:
         """One micro-batch: a row of packed documents.
 
@@ -151,11 +198,13 @@ class VisionLanguageModel(MegatronModule):
             position_ids: int64 `[1, t]`, restarted a document.
             packed_seq_params: document borders (`packed_row`).
             labels: int64 `[1, t]`, or None for logits.
-            pixels: uint8 `[pictures, size, size, 3]`; used on the first stage only.
+            pixels: uint8 `[pictures, size, size, 3]`, or `[bytes]` with `picture_sizes`; used on the first stage only.
             row_index: int32 `[1, t]`, which row of the pictures stands at a position, -1 for words; needed on the first
                 stage.
             image_tokens: rows (placeholders) that each picture takes, None: as many as the projector gives. Fewer are means
                 of squares of neighbouring ones.
+            picture_sizes: (height, width) in pixels of each picture where they keep their aspect; None: all are alike.
+            image_rows: placeholders of all pictures together, needed with `picture_sizes`.
 
         Returns:
             On the last stage the loss of each position `[1, t]`, or logits `[1, t, vocab / tp]` without labels; before it
@@ -168,7 +217,7 @@ class VisionLanguageModel(MegatronModule):
         decoder_input = None
         if self.pre_process:
             assert row_index is not None
-            decoder_input = self._decoder_input(tokens, pixels, row_index, image_tokens)
+            decoder_input = self._decoder_input(tokens, pixels, row_index, image_tokens, picture_sizes, image_rows)
         return self.language_model(
             input_ids=tokens,
             position_ids=position_ids,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megatron_vlm.config.picture_rows import PictureRows, as_rows
 from megatron_vlm.ops.assemble import BatchBuffers, PackedBatch
 from megatron_vlm.ops.native import NativeOperators
 
@@ -20,8 +21,9 @@ class IndexedSource:
         data: the .bin, a buffer.
         dtype: dtype of its token ids: an integer.
         lengths, pointers, documents, modes: int32[N], int64[N], int64[D + 1] and int8[N] of the .idx, at any alignment.
-        image_tokens: placeholders that a picture is expanded to.
-        facts: int32[N, 2], of each text 1 or 0 in the first column: whether it is learnt. None: all text is.
+        rows: placeholders that a picture is expanded to.
+        facts: int32[N, 2], of each text 1 or 0 in the first column: whether it is learnt; of each picture its height and
+            width in pixels. None: all text is learnt; pictures that keep their aspect need it.
     """
 
     _CODES = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "uint16": 8}
@@ -35,17 +37,19 @@ class IndexedSource:
         pointers: npt.NDArray[np.int64],
         documents: npt.NDArray[np.int64],
         modes: npt.NDArray[np.int8],
-        image_tokens: int,
+        rows: int | PictureRows,
         facts: npt.NDArray[np.int32] | None = None,
     ) -> None:
         code = self._CODES.get(dtype.name, 0)
-        self.held = native.IndexedSource(data, code, lengths, pointers, documents, modes, image_tokens, facts)
+        picture = as_rows(rows)
+        self.held = native.IndexedSource(
+            data, code, lengths, pointers, documents, modes, picture.most, facts, picture.patch, picture.fold
+        )
         self._native = native
 
-    def document_lengths(
-        self, documents: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Positions, pictures, and the ids up to and with the last picture of `documents` by number: int64[n] each.
+    def document_lengths(self, documents: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], ...]:
+        """Of `documents` by number, int64[n] each: positions, pictures, the ids up to and with the last picture, the
+        placeholders of its pictures and the sum of their squares.
 
         Raises:
             ValueError: a document that is not there, or whose sequences lie outside the index.

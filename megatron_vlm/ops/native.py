@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 #: the `INTERFACE` of csrc/module.cpp that this package was written against
-EXPECTED_INTERFACE = 7
+EXPECTED_INTERFACE = 8
 
 Integers = npt.NDArray[np.int64]
 
@@ -58,7 +58,11 @@ class NativeOperators(Protocol):
 
     def FuseSlice(self, *arguments: int) -> object: ...
 
-    def document_lengths(self, source: object, documents: Integers) -> tuple[Integers, Integers, Integers]: ...
+    def document_lengths(
+        self, source: object, documents: Integers
+    ) -> tuple[Integers, Integers, Integers, Integers, Integers]: ...
+
+    def native_rows(self, sizes: npt.NDArray[np.int32], most: int, patch: int, fold: int) -> Integers: ...
 
     def check_slice(self, part: object) -> None: ...
 

@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from megatron_vlm.config.picture_rows import PictureRows
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.config.steps import StepShape
 from megatron_vlm.planning.source_shares import Shares, SourceShape, shares_of
@@ -17,7 +18,7 @@ from megatron_vlm.planning.source_shares import Shares, SourceShape, shares_of
 _PIECES = 600
 
 #: tokens of a picture -> source -> its shape; sources that could not be read are missing
-Shapes = Mapping[int, Mapping[str, SourceShape]]
+Shapes = Mapping[PictureRows, Mapping[str, SourceShape]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def plan_curriculum(config: RunConfig, shapes: Shapes, rate: Callable[[int], flo
     """The plan of a configuration that `config.checks.plan_problems` has nothing against.
 
     Args:
-        shapes: of the sources that could be read, for every number of tokens of a picture that the run has.
+        shapes: of the sources that could be read, for every way in which the run shows pictures.
         rate: step -> learning rate.
     """
     plan = CurriculumPlan(config.total_steps, config.total_tokens)
@@ -136,7 +137,7 @@ def plan_curriculum(config: RunConfig, shapes: Shapes, rate: Callable[[int], flo
 def _check_reachable(config: RunConfig, shapes: Shapes, plan: CurriculumPlan, stage: StagePlan) -> None:
     """Note a stage whose pictures are too many, or too few, at one end of its ramp; in between they are less so."""
     curriculum = config.curriculum
-    known = shapes.get(config.shape_of(stage.first_step).image_tokens, {})
+    known = shapes.get(config.shape_of(stage.first_step).picture, {})
     for progress in (0.0, 1.0):
         weights = curriculum.weights(stage.index, progress)
         most = shares_of(weights, curriculum.stages[stage.index].measure, known).most_visual
@@ -182,7 +183,7 @@ def _take(
         weights = _without(weights, over)
         if curriculum.when_exhausted == "stop" or not any(weight > 0 for weight in weights.values()):
             return 0.0
-    known = shapes.get(shape.image_tokens, {})
+    known = shapes.get(shape.picture, {})
     shares = shares_of(weights, choice.measure, known)
     per_token = {
         name: share / size

@@ -18,12 +18,14 @@ from megatron_vlm.config.model import GATED, ModelConfig
 @dataclass(frozen=True)
 class BatchShape:
     """What a step's cost depends on: positions (padding included), documents' lengths, pictures and their size in pixels
-    (None: the encoder's own)."""
+    (None: the encoder's own). `patches` are those of pictures of shapes of their own: their number in all pictures, and the
+    sum of the squares of each picture's."""
 
     positions: int
     document_lengths: tuple[int, ...]
     pictures: int
     image_size: int | None = None
+    patches: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,20 +93,26 @@ def _beside(model: ModelConfig, language: Forward, positions: int) -> Forward:
     return Forward(qkv, language.matrices - qkv, language.attention)
 
 
-def vision_forward(model: ModelConfig, pictures: int, image_size: int | None) -> Forward:
-    """The encoder, for pictures of `image_size` pixels a side (None: its own)."""
+def vision_forward(
+    model: ModelConfig, pictures: int, image_size: int | None, patches: tuple[int, int] | None = None
+) -> Forward:
+    """The encoder, for pictures of `image_size` pixels a side (None: its own), or of `patches` as in BatchShape."""
     vision = model.vision
-    count = ((image_size or vision.image_size) // vision.patch_size) ** 2
-    tokens = count + vision.prefix_tokens
+    each = ((image_size or vision.image_size) // vision.patch_size) ** 2
+    count, squares = patches or (pictures * each, pictures * each * each)
+    prefix = vision.prefix_tokens
+    tokens = count + pictures * prefix
+    pairs = squares + 2 * prefix * count + pictures * prefix * prefix  # every patch sees every patch of its picture
     hidden, width = vision.hidden_size, vision.ffn_width
-    patches = 2 * count * 3 * vision.patch_size**2 * hidden
     up = 2 if vision.activation in GATED else 1
-    layers = pictures * (vision.num_layers - vision.skip_last_layers)
+    layers = vision.num_layers - vision.skip_last_layers
     matrices = 2 * tokens * hidden * 4 * hidden + 2 * tokens * hidden * width * (up + 1)
-    return Forward(pictures * patches, layers * matrices, layers * 4 * tokens * tokens * hidden)
+    return Forward(2 * count * 3 * vision.patch_size**2 * hidden, layers * matrices, layers * 4 * pairs * hidden)
 
 
-def projector_forward(model: ModelConfig, pictures: int, image_size: int | None) -> Forward:
+def projector_forward(
+    model: ModelConfig, pictures: int, image_size: int | None, patches: tuple[int, int] | None = None
+) -> Forward:
     """The projector; its rows are averaged afterwards only."""
     projector = model.projector
     size = model.vision.hidden_size * projector.pixel_shuffle**2
@@ -115,7 +123,8 @@ def projector_forward(model: ModelConfig, pictures: int, image_size: int | None)
         "mlp2": (size * width, width * out),
         "mlp3": (size * width, width**2 + width * out),
     }[projector.kind]
-    rows = pictures * model.image_tokens_at(image_size)  # averaged only afterwards
+    # averaged only afterwards
+    rows = pictures * model.image_tokens_at(image_size) if patches is None else patches[0] // projector.pixel_shuffle**2
     return Forward(2 * rows * first, 2 * rows * rest, 0)
 
 
@@ -153,6 +162,8 @@ def step_flops(model: ModelConfig, vocab_size: int, batch: BatchShape, frozen: I
         done = language.with_backward("language" not in frozen, below_learns)
     return (
         done
-        + projector_forward(model, batch.pictures, batch.image_size).with_backward(projector_learns, vision_learns)
-        + vision_forward(model, batch.pictures, batch.image_size).with_backward(vision_learns, False)
+        + projector_forward(model, batch.pictures, batch.image_size, batch.patches).with_backward(
+            projector_learns, vision_learns
+        )
+        + vision_forward(model, batch.pictures, batch.image_size, batch.patches).with_backward(vision_learns, False)
     )

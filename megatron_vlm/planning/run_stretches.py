@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from megatron_vlm.config.picture_rows import PictureRows
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.config.steps import StepShape
 from megatron_vlm.planning.curriculum_plan import CurriculumPlan, Piece
@@ -51,7 +52,9 @@ class Stretch:
         return BatchShape(packs * self.shape.sequence_length, self.lengths(packs), pictures, self.shape.image_size)
 
 
-def run_stretches(config: RunConfig, plan: CurriculumPlan, shapes: Mapping[int, Mapping[str, SourceShape]]) -> list[Stretch]:
+def run_stretches(
+    config: RunConfig, plan: CurriculumPlan, shapes: Mapping[PictureRows, Mapping[str, SourceShape]]
+) -> list[Stretch]:
     """Of a run's plan. Pieces of a stage that are alike in shape become one stretch, with the mean of their shares.
 
     A share of pictures that the plan does not know is taken for 0.
@@ -65,7 +68,7 @@ def run_stretches(config: RunConfig, plan: CurriculumPlan, shapes: Mapping[int, 
         tokens = sum(piece.tokens for piece in pieces)
         visual = sum((piece.shares.visual or 0.0) * piece.tokens for piece in pieces) / tokens
         steps = sum(piece.steps for piece in pieces)
-        length = _document_length(pieces, shapes.get(shape.image_tokens, {}))
+        length = _document_length(pieces, shapes.get(shape.picture, {}))
         stretches.append(Stretch(stage.name, shape, steps, visual, length, tuple(stage.freeze)))
     return stretches
 

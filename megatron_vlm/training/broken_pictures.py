@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_vlm.config.picture_rows import PictureRows
 from megatron_vlm.config.pictures import BrokenPolicy
 from megatron_vlm.data.broken_pictures import BrokenPicture, refuse
 from megatron_vlm.data.micro_batch import MicroBatch
@@ -89,7 +90,7 @@ def _gathered(text: bytes, group: dist.ProcessGroup | None, device: torch.device
 
 
 def without_broken(
-    batches: Sequence[MicroBatch], agreed: Agreed, image_tokens: int, policy: BrokenPolicy, prefixes: Sequence[str]
+    batches: Sequence[MicroBatch], agreed: Agreed, picture: PictureRows, policy: BrokenPolicy, prefixes: Sequence[str]
 ) -> list[MicroBatch]:
     """This rank's micro-batches of a step by the policy of `data.pictures.broken`.
 
@@ -101,6 +102,6 @@ def without_broken(
             raise refuse(agreed.all[0], prefixes)
         return list(batches)
     return [
-        without_pictures(batch, [broken.picture for broken in found], image_tokens, policy)
+        without_pictures(batch, [broken.picture for broken in found], picture, policy)
         for batch, found in zip(batches, agreed.mine, strict=True)
     ]

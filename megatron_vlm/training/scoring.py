@@ -29,10 +29,26 @@ _POSITIONS = 4096
 
 @dataclass(frozen=True)
 class Scored:
-    """A document to score: its ids (`loss_from` marks where the answer begins) and its pictures, uint8 `[size, size, 3]`."""
+    """A document to score: its ids (`loss_from` marks where the answer begins) and its pictures, uint8 `[height, width, 3]`.
+
+    Pictures are needed on ranks of the first pipeline stage, and, where they keep their aspect, on all (`needs_pictures`).
+    """
 
     segment: Segment
     pictures: tuple[np.ndarray, ...] = ()
+
+
+def needs_pictures(shape: StepShape, topology: Topology) -> bool:
+    """Whether this rank decodes the pictures of what is scored: for the encoder, or because their sizes say the rows."""
+    return topology.on_first_stage or shape.picture.native
+
+
+def rows_of(shape: StepShape, pictures: Sequence[np.ndarray], count: int) -> int:
+    """Placeholders of `count` pictures; these themselves, uint8 `[height, width, 3]`, are needed where they keep their
+    aspect."""
+    if not shape.picture.native:
+        return count * shape.image_tokens
+    return sum(shape.picture.of_pixels(*picture.shape[:2]) for picture in pictures)
 
 
 def _rows(documents: Sequence[Scored], capacity: int) -> list[list[int]]:
@@ -104,14 +120,14 @@ def _batch(
 ) -> MicroBatch:
     """Rows of documents by number as a micro-batch of `packs` packs; those that are missing are padding."""
     pictures = [picture for row in rows for number in row for picture in documents[number].pictures]
+    sizes = tuple((picture.shape[0], picture.shape[1]) for picture in pictures) if shape.picture.native else None
     filled = [[documents[number].segment for number in row] for row in rows]
     return make_micro_batch(
         filled + [[] for _ in range(packs - len(rows))],
         pictures if topology.on_first_stage else None,
-        shape.sequence_length,
         tokens,
-        shape.image_tokens,
-        shape.image_size,
+        shape,
+        sizes,
     ).to(topology.device)
 
 

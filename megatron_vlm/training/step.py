@@ -46,6 +46,8 @@ def forward_row(model: torch.nn.Module, batch: MicroBatch, labels: bool = True) 
         pixels=batch.pixels if core.pre_process else None,
         row_index=batch.row_index if core.pre_process else None,
         image_tokens=batch.image_tokens if core.pre_process else None,
+        picture_sizes=batch.sizes if core.pre_process else None,
+        image_rows=batch.image_rows if core.pre_process else None,
     )
 
 

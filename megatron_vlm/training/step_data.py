@@ -12,6 +12,7 @@ import numpy as np
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.loading import from_map
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.config.steps import StepShape
 from megatron_vlm.data.broken_pictures import BrokenPicture
 from megatron_vlm.data.documents import DocumentSource, Span
 from megatron_vlm.data.loader.batch_loader import BatchLoader
@@ -46,10 +47,14 @@ class StepBatches:
     loader_faults: LoaderFaults
 
 
-def batch_shape(spans: Sequence[Span], positions: int, image_size: int) -> BatchShape:
-    """What the cost of `spans` in so many positions depends on."""
-    pictures = sum(span.pictures for span in spans)
-    return BatchShape(positions, tuple(span.length for span in spans), pictures, image_size)
+def batch_shape(spans: Sequence[Span], packs: int, shape: StepShape) -> BatchShape:
+    """What the cost of `spans` in so many packs depends on."""
+    pictures, patches = sum(span.pictures for span in spans), None
+    if shape.picture.native:
+        each = shape.fold**2  # patches that become one row
+        patches = (each * sum(span.rows for span in spans), each**2 * sum(span.squares for span in spans))
+    lengths = tuple(span.length for span in spans)
+    return BatchShape(packs * shape.sequence_length, lengths, pictures, shape.image_size, patches)
 
 
 class StepData:
@@ -130,7 +135,7 @@ class StepData:
         self.plan, self._state = loaded.plan, loaded.plan.state
         shape = loaded.plan.shape
         spans = [span for pack in loaded.plan.packs for span in pack]
-        whole = batch_shape(spans, len(loaded.plan.packs) * shape.sequence_length, shape.image_size)
+        whole = batch_shape(spans, len(loaded.plan.packs), shape)
         batches, broken = self._without_broken(loaded.batches, loaded.plan) if whole.pictures else (loaded.batches, ())
         batches = [batch.to(self.topology.device) for batch in batches]
         return StepBatches(loaded.plan, batches, whole, waited, broken, loaded.faults)
@@ -154,12 +159,11 @@ class StepData:
         found = [batch.broken for batch in batches]
         agreed = agree_on_broken(found, self.topology.data_rank, None, self.topology.device)
         policy = self.config.data.pictures.broken
-        return without_broken(batches, agreed, plan.shape.image_tokens, policy, self.prefixes), agreed.all
+        return without_broken(batches, agreed, plan.shape.picture, policy, self.prefixes), agreed.all
 
     def share(self, plan: StepPlan) -> list[int]:
         """The packs of a step that this data-parallel rank computes, by number."""
-        length, size = plan.shape.sequence_length, plan.shape.image_size
-        return self.share_of([batch_shape(pack, length, size) for pack in plan.packs], plan.shape.stage)
+        return self.share_of([batch_shape(pack, 1, plan.shape) for pack in plan.packs], plan.shape.stage)
 
     def share_of(self, shapes: Sequence[BatchShape], stage: int) -> list[int]:
         """Every rank gets as many packs, and of like cost in all, so that none waits for another. Costs are operations, the

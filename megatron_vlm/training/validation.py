@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from megatron_vlm.config.data import TokenCounts
+from megatron_vlm.config.picture_rows import PictureRows
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.config.steps import StepShape
 from megatron_vlm.data.decoding.decoder import open_decoder
 from megatron_vlm.data.documents import DocumentSource
 from megatron_vlm.data.order import epoch_order
-from megatron_vlm.data.pictures import decode_picture
+from megatron_vlm.data.pictures import decode_picture, picture_canvas
 from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training.engine import Engine
-from megatron_vlm.training.scoring import Scored, score_documents
+from megatron_vlm.training.scoring import Scored, needs_pictures, score_documents
 
 
 def trained_shape(config: RunConfig, step: int) -> StepShape:
@@ -29,7 +30,7 @@ def held_out_documents(
     `shape` says how long a pack is and how pictures are shown, `pictures` whether this rank decodes them.
     """
     order = epoch_order(source.usable_documents(), 0, source.name, 0)[: limit or None]
-    known = source.lengths(order, shape.image_tokens)
+    known = source.lengths(order, shape.picture)
     capacity = shape.sequence_length
     scored: list[Scored] = []
     decoder = open_decoder(config.data.pictures, config.model.vision.pixel_mean) if pictures else None
@@ -39,10 +40,10 @@ def held_out_documents(
         if end > capacity:
             continue
         for start in range(0, 1 if shown else whole, capacity):
-            segment, sequences = source.segment(document, start, min(capacity, whole - start), shape.image_tokens)
+            segment, sequences = source.segment(document, start, min(capacity, whole - start), shape.picture)
             where = f"{source.reader.prefix}, document {document}"
             encoded = [source.reader.image_bytes(sequence) for sequence in sequences if pictures]
-            found = tuple(decode_picture(data, shape.image_size, where, decoder) for data in encoded)
+            found = tuple(decode_picture(data, picture_canvas(data, shape), where, decoder) for data in encoded)
             scored.append(Scored(segment, found))
     return scored
 
@@ -61,7 +62,7 @@ class Validation:
 
     def _read(self, shape: StepShape) -> dict[str, list[Scored]]:
         self._read_for = _sizes(shape)
-        limit, decodes = self.config.data.validation_documents, self.topology.on_first_stage
+        limit, decodes = self.config.data.validation_documents, needs_pictures(shape, self.topology)
         return {n: held_out_documents(s, self.config, shape, limit, decodes) for n, s in self.sources.items()}
 
     def measure(self, engine: Engine, shape: StepShape) -> dict[str, float]:
@@ -76,6 +77,6 @@ class Validation:
         return losses
 
 
-def _sizes(shape: StepShape) -> tuple[int, int, int]:
+def _sizes(shape: StepShape) -> tuple[int, int, PictureRows]:
     """What of a shape documents are made for."""
-    return shape.sequence_length, shape.image_size, shape.image_tokens
+    return shape.sequence_length, shape.image_size, shape.picture

@@ -369,7 +369,6 @@ def test_the_value_in_the_message_removes_the_problem(
         ([SCHEDULE + "lr", ".nan"], "schedule.lr", "above 0 and finite", "1e-3"),
         ([SCHEDULE + "wsd_decay_share", "0"], "schedule.wsd_decay_share", "above 0 and at most 1", "1"),
         (["--data.tokenizer", "''"], "data.tokenizer", "--data.tokenizer PATH", "x"),
-        (["--data.pictures.resize", "native"], "data.pictures.resize", "nearest that runs: letterbox", "letterbox"),
         ([SCHEDULE + "train_tokens", "1e6"], "schedule.train_tokens", "one of the three", "null"),
         ([SCHEDULE + "train_steps", "null"], "schedule.train_tokens", "one of the three", "1e6"),
         ([SCHEDULE + "train_steps", "0"], "schedule.train_tokens", "no step", None),

@@ -200,8 +200,8 @@ def test_a_dataset_of_another_tokenizer_is_named(tmp_path: Path, monkeypatch, na
 
 def test_pictures_that_do_not_match_their_placeholders_are_refused() -> None:
     ids = np.array([IMAGE] * IMAGE_TOKENS + [5, 6], np.int32)
-    with pytest.raises(ValueError, match="0 pictures for the 3 placeholders of 1"):
-        make_micro_batch([[Segment(ids, MODALITY_CAPTION)]], [], LENGTH, TOKENS, IMAGE_TOKENS, SIZE)
+    with pytest.raises(ValueError, match="0 pictures need 0 placeholders, and there are 3"):
+        make_micro_batch([[Segment(ids, MODALITY_CAPTION)]], [], TOKENS, SHAPE)
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["native", "numpy"])

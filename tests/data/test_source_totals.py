@@ -38,7 +38,7 @@ def write(prefix: Path, documents: list[list[int | None]]) -> IndexedReader:
 def test_by_hand(tmp_path: Path) -> None:
     reader = write(tmp_path / "d", [[3], [1], [], [None, 2], [2, None], [None]])
     # 3 ids: 2 positions; 1 id and none: left out; 4 + 2 ids: 5; 2 + 4 ids and the end after a picture: 6; 4 and the end: 4
-    assert count_dataset(reader).totals(4) == SourceTotals(documents=4, positions=2 + 5 + 6 + 4, pictures=3)
+    assert count_dataset(reader).totals(4) == SourceTotals(documents=4, positions=2 + 5 + 6 + 4, pictures=3, visual=12)
 
 
 @given(documents=st.lists(DOCUMENT, min_size=1, max_size=12), image_tokens=st.integers(2, 5), chunk=st.integers(1, 5))
@@ -50,7 +50,7 @@ def test_it_counts_what_training_sees(documents: list[list[int | None]], image_t
         try:
             source = DocumentSource("x", reader, TOKENS, image_tokens)
         except DataError:
-            assert totals == SourceTotals(0, 0, 0)
+            assert totals == SourceTotals(0, 0, 0, 0)
             return
         usable = source.usable_documents()
         known = source.lengths(usable)
@@ -64,4 +64,4 @@ def test_plain_text(tmp_path: Path) -> None:
         for count in (5, 1, 2):
             writer.add_text([7] * count)
             writer.end_document()
-    assert count_dataset(IndexedReader(tmp_path / "t")).totals(4) == SourceTotals(2, 5, 0)
+    assert count_dataset(IndexedReader(tmp_path / "t")).totals(4) == SourceTotals(2, 5, 0, 0)

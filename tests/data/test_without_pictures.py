@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_vlm.config.data import TokenCounts
+from megatron_vlm.config.steps import StepShape
 from megatron_vlm.data.micro_batch import MicroBatch, make_micro_batch
 from megatron_vlm.data.without_pictures import without_pictures
 from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_NONE, MODALITY_TEXT, Segment
@@ -23,7 +24,7 @@ SIZE = 2
 def assemble(packs: list[list[Segment]], length: int, image_tokens: int, shades: list[int] | None) -> MicroBatch:
     """Pictures are of one shade each, by which they are known."""
     pixels = None if shades is None else [np.full((SIZE, SIZE, 3), shade, np.uint8) for shade in shades]
-    return make_micro_batch(packs, pixels, length, TOKENS, image_tokens, SIZE)
+    return make_micro_batch(packs, pixels, TOKENS, StepShape(0, length, 1, 1, SIZE, 1, image_tokens))
 
 
 @dataclasses.dataclass

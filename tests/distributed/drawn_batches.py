@@ -41,7 +41,5 @@ def micro_batches(shape: StepShape, step: int, top: Topology) -> list[MicroBatch
         part = mine[first : first + shape.micro_batch_size]
         pictures = [picture for _, found in part for picture in found] if top.on_first_stage else None
         segments = [found for found, _ in part]
-        batches.append(
-            make_micro_batch(segments, pictures, shape.sequence_length, TOKENS, shape.image_tokens, shape.image_size)
-        )
+        batches.append(make_micro_batch(segments, pictures, TOKENS, shape))
     return batches

@@ -9,12 +9,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron_vlm.models.image_pool import pool_for, pool_rows
+from megatron_vlm.models.image_pool import pool_for, pool_rows, pool_shaped
 from megatron_vlm.parallel import topology
 from megatron_vlm.training.engine import build_chunks, unwrap
 from tests.distributed.drawn_batches import TOKENS
 from tests.distributed.ranks import run_ranks
 from tests.distributed.tiny_run import configuration
+
+
+@pytest.mark.parametrize("pool", [1, 2, 3])
+def test_rows_of_any_shape_are_those_of_each_picture_alone(pool: int) -> None:
+    sides = [(pool, 4 * pool), (3 * pool, 2 * pool), (pool, pool)]
+    counts = [down * across for down, across in sides]
+    rows = torch.randn(sum(counts), 5, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    made = pool_shaped(rows, sides, pool)
+    expected = [
+        F.avg_pool2d(part.view(*side, 5).permute(2, 0, 1), pool).permute(1, 2, 0).reshape(-1, 5)
+        for part, side in zip(rows.split(counts), sides, strict=True)
+    ]
+    torch.testing.assert_close(made, torch.cat(expected), rtol=1e-6, atol=1e-6)
+    (gradient,) = torch.autograd.grad(made.sum(), rows)
+    torch.testing.assert_close(gradient, torch.full_like(gradient, 1 / pool**2))
 
 
 @pytest.mark.parametrize(("side", "pool"), [(4, 1), (4, 2), (4, 4), (9, 3), (6, 2)])

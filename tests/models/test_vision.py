@@ -83,6 +83,32 @@ def test_features_are_those_of_the_original(name: str) -> None:
         assert difference < 2e-6 * largest
 
 
+#: (height, width) of pictures, in any order: the encoder's own, wider, taller, smaller, the first again
+SIZES = ((32, 32), (16, 48), (56, 24), (8, 8), (32, 32))
+
+
+@torch.no_grad()
+def _packed_against_the_original(name: str) -> list[tuple[float, float]]:
+    encoder = _encoder(name)
+    mean, std = (torch.tensor(v) for v in (encoder.vision.pixel_mean, encoder.vision.pixel_std))
+    generator = torch.Generator().manual_seed(5)
+    pictures = [torch.randint(0, 256, (*size, 3), generator=generator, dtype=torch.uint8) for size in SIZES]
+    originals = [getattr(families, name)(((p / 255.0 - mean) / std).permute(2, 0, 1).unsqueeze(0)) for p in pictures]
+    own = dict(encoder.named_parameters())
+    for key, value in originals[0][0].items():
+        own[key].copy_(value)
+    features = encoder(torch.cat([p.reshape(-1) for p in pictures]), SIZES)[0]
+    parts = features.split([(height // 8) * (width // 8) for height, width in SIZES])
+    expected = [theirs[0] for _, theirs in originals]
+    return [(float((a - b).abs().max()), float(b.abs().max())) for a, b in zip(parts, expected, strict=True)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packed_pictures_of_any_shape_are_those_of_the_original_alone(name: str) -> None:
+    for difference, largest in run_ranks(1, _packed_against_the_original, name)[0]:
+        assert difference < 2e-6 * largest
+
+
 @torch.no_grad()
 def _what_sees_what(name: str) -> tuple[bool, bool, bool]:
     encoder, pictures = _encoder(name), _pictures(2)

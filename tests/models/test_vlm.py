@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from megatron_vlm.config.data import TokenCounts
+from megatron_vlm.config.steps import StepShape
 from megatron_vlm.data.micro_batch import MicroBatch, make_micro_batch
 from megatron_vlm.models.vlm import VisionLanguageModel
 from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_TEXT, Segment
@@ -45,7 +46,7 @@ def _batch(config: Any) -> MicroBatch:
         segments.append(Segment(ids, MODALITY_CAPTION if number in PICTURES_IN else MODALITY_TEXT))
     size = config.model.vision.image_size
     pixels = [rng.integers(0, 256, (size, size, 3)).astype(np.uint8) for _ in PICTURES_IN]
-    return make_micro_batch([segments], pixels, 128, TOKENS, config.model.image_tokens, size)
+    return make_micro_batch([segments], pixels, TOKENS, StepShape(0, 128, 1, 1, size, 1, config.model.image_tokens))
 
 
 def _model(config: Any) -> VisionLanguageModel:

@@ -9,6 +9,7 @@ import pytest
 from megatron_vlm.config.curriculum import CurriculumConfig, StageConfig
 from megatron_vlm.config.data import DataConfig
 from megatron_vlm.config.optimization import ScheduleConfig
+from megatron_vlm.config.picture_rows import PictureRows
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.planning.curriculum_achieved import differences, read_achieved
 from megatron_vlm.planning.curriculum_plan import plan_curriculum
@@ -77,7 +78,7 @@ def test_both_forms_of_records_say_the_same() -> None:
 @pytest.mark.parametrize("records", [old_records(), new_records()], ids=["old", "new"])
 def test_differences_by_hand(records: list[dict[str, Any]]) -> None:
     """790 positions were filled in the second stage: half should be captions, and a quarter pictures."""
-    plan = plan_curriculum(CONFIG, {64: SHAPES}, lambda step: 0.1)
+    plan = plan_curriculum(CONFIG, {PictureRows(64): SHAPES}, lambda step: 0.1)
     found = {(one.stage, one.source): one for one in differences(plan, read_achieved(records, CONFIG))}
     assert set(found) == {("text", "text"), ("text", None), ("images", "text"), ("images", "captions"), ("images", None)}
     assert (found["text", "text"].planned, found["text", "text"].achieved) == (1, 1)
@@ -88,11 +89,11 @@ def test_differences_by_hand(records: list[dict[str, Any]]) -> None:
 
 
 def test_a_run_that_is_going_on_is_compared_up_to_its_last_step() -> None:
-    plan = plan_curriculum(CONFIG, {64: SHAPES}, lambda step: 0.1)
+    plan = plan_curriculum(CONFIG, {PictureRows(64): SHAPES}, lambda step: 0.1)
     found = differences(plan, read_achieved(new_records()[:3], CONFIG))
     assert [one.achieved for one in found if one.source == "captions"] == [pytest.approx(190 / 390)]
 
 
 def test_records_that_say_nothing_of_sources_are_passed_over() -> None:
     assert read_achieved([{"kind": "train", "step": 0, "stage": "a"}, {"kind": "speed", "step": 1}], CONFIG).moments == []
-    assert differences(plan_curriculum(CONFIG, {64: SHAPES}, lambda step: 0.1), read_achieved([], CONFIG)) == []
+    assert differences(plan_curriculum(CONFIG, {PictureRows(64): SHAPES}, lambda step: 0.1), read_achieved([], CONFIG)) == []

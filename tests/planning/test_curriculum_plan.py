@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from megatron_vlm.config.curriculum import CurriculumConfig, StageConfig
 from megatron_vlm.config.data import DataConfig
 from megatron_vlm.config.optimization import ScheduleConfig
+from megatron_vlm.config.picture_rows import PictureRows
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.planning.curriculum_plan import CurriculumPlan, plan_curriculum
 from megatron_vlm.planning.curriculum_warnings import refusals, warnings
@@ -30,7 +31,7 @@ def config(*stages: StageConfig, steps: int = 100, batch: int = 4, **curriculum:
 
 def plan_of(chosen: RunConfig, shapes: dict[str, SourceShape] | None = None) -> CurriculumPlan:
     known = SHAPES if shapes is None else shapes
-    rows = {segment.shape.image_tokens for segment in chosen.segments}
+    rows = {segment.shape.picture for segment in chosen.segments}
     return plan_curriculum(chosen, dict.fromkeys(rows, known), lambda step: 1.0 / (step + 1))
 
 
@@ -131,7 +132,7 @@ def test_pictures_of_another_size_are_other_passes() -> None:
     small = {"text": SHAPES["text"], "captions": SourceShape(4.0, 0.25, 500)}
     coarse = StageConfig("coarse", until=0.5, sources={"captions": 1.0}, image_pool=2)
     chosen = config(coarse, StageConfig("fine", sources={"captions": 1.0}))
-    plan = plan_curriculum(chosen, {64: SHAPES, 16: small}, lambda step: 1.0)
+    plan = plan_curriculum(chosen, {PictureRows(64): SHAPES, PictureRows(16): small}, lambda step: 1.0)
     assert [stage.source_passes["captions"] for stage in plan.stages] == pytest.approx([40, 20])
     assert [stage.visual_tokens for stage in plan.stages] == pytest.approx([5_000, 10_000])
 

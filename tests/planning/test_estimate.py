@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_vlm.config.loading import load_config
+from megatron_vlm.config.picture_rows import PictureRows
 from megatron_vlm.errors import ConfigError
 from megatron_vlm.planning.communication import encoder_layer_bytes, language_layer_bytes, links, picture_row_bytes
 from megatron_vlm.planning.curriculum_plan import plan_curriculum
@@ -105,7 +106,7 @@ def test_links_of_groups_that_leave_the_node() -> None:
 
 def test_stretches_of_a_curriculum() -> None:
     config = load_config(preset="vlm_1b", overrides=["--data.sources", "{text: '', captions: ''}"])
-    shapes = {729: {"text": SourceShape(1000.0, 0.0), "captions": SourceShape(766.0, 729 / 766)}}
+    shapes = {PictureRows(729): {"text": SourceShape(1000.0, 0.0), "captions": SourceShape(766.0, 729 / 766)}}
     text, images = run_stretches(config, plan_curriculum(config, shapes, lambda step: 0.0), shapes)
     assert (text.name, images.name) == ("text", "images")
     assert text.steps + images.steps == pytest.approx(config.total_steps)

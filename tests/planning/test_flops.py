@@ -209,6 +209,15 @@ def test_other_sizes_of_pictures_and_means_of_their_rows(
     )
 
 
+def test_pictures_of_shapes_of_their_own_cost_what_each_costs() -> None:
+    """Squares of two sizes in one batch, told by their patches, against a batch of each."""
+    counts = {16: 3, 32: 2}  # side in pixels -> pictures
+    patches = {side: (side // MODEL.vision.patch_size) ** 2 for side in counts}
+    told = (sum(counts[s] * n for s, n in patches.items()), sum(counts[s] * n * n for s, n in patches.items()))
+    mixed = step_flops(MODEL, VOCABULARY, BatchShape(0, (), 5, None, told))
+    assert mixed == sum(step_flops(MODEL, VOCABULARY, BatchShape(0, (), n, side)) for side, n in counts.items())
+
+
 def test_documents_cost_less_than_the_row_they_share() -> None:
     apart = language_forward_flops(MODEL, VOCABULARY, 12, (4, 4, 4))
     together = language_forward_flops(MODEL, VOCABULARY, 12, (12,))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from megatron_vlm.config.data import TokenCounts
+from megatron_vlm.config.steps import StepShape
 from megatron_vlm.data.micro_batch import MicroBatch, make_micro_batch
 from megatron_vlm.errors import ConfigError
 from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_NONE, MODALITY_TEXT, Segment
@@ -23,7 +24,7 @@ def batch() -> MicroBatch:
         Segment(np.array([13, 14], np.int32), MODALITY_NONE),
         Segment(np.array([1, 1, 20, 0], np.int32), MODALITY_CAPTION),
     ]
-    return make_micro_batch([segments], None, 8, TOKENS, 2, 4)
+    return make_micro_batch([segments], None, TOKENS, StepShape(0, 8, 1, 1, 4, 1, 2))
 
 
 def test_each_label_has_the_factor_of_its_modality() -> None:

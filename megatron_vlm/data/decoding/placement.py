@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
-from math import isqrt
 
 from megatron_vlm.config.pictures import Resize
 
@@ -71,48 +69,6 @@ def place(resize: Resize, size: tuple[int, int], canvas: tuple[int, int]) -> Pla
         )
         return Placement(size, whole, scaled, ((rows - scaled[0]) // 2, (columns - scaled[1]) // 2))
     return Placement(size, whole, canvas, (0, 0))
-
-
-def native_grid(height: int, width: int, patch: int, group: int, budget: int) -> tuple[int, int]:
-    """(rows, columns) of patches for a picture that keeps its aspect: multiples of `group`, `rows * columns <= budget`.
-
-    A picture within the budget keeps its scale, a larger one is scaled down to it. The sides that this gives are rounded up
-    or down to whole groups, whichever of the ways has the aspect nearest to the picture's, then the most patches, then the
-    most rows; one group is the least. Whole numbers only, so every machine gives the same.
-
-    Args:
-        height, width: of the upright picture, in pixels.
-        patch: side of a patch in pixels.
-        group: patches of a side that the projector's pixel-shuffle folds into one.
-        budget: patches of a picture at most, `group * group` at least.
-
-    Raises:
-        ValueError: a number below 1, or a budget that holds no group.
-    """
-    if min(height, width, patch, group, budget) < 1:
-        raise ValueError(f"sides, patch, group and budget must be at least 1, not {(height, width, patch, group, budget)}")
-    most = budget // (group * group)
-    if not most:
-        raise ValueError(f"a budget of {budget} patches holds no group of {group} x {group}; at least {group * group}")
-    area = min(Fraction(most), Fraction(height * width, (patch * group) ** 2))
-    rows = _whole_sides(area * height / width, most)
-    columns = _whole_sides(area * width / height, most)
-    grids = {(r, min(c, most // r)) for r in rows for c in columns}
-    best = min(grids, key=lambda grid: (_stretch(grid, height, width), -grid[0] * grid[1], -grid[0]))
-    return best[0] * group, best[1] * group
-
-
-def _whole_sides(square: Fraction, most: int) -> set[int]:
-    """The side whose square this is, rounded down and up, from 1 to `most`."""
-    down = isqrt(square.numerator // square.denominator)
-    up = down if down * down == square else down + 1
-    return {min(max(1, side), most) for side in (down, up)}
-
-
-def _stretch(grid: tuple[int, int], height: int, width: int) -> Fraction:
-    """How much longer one side of a picture becomes beside the other; 1 where the aspect is kept."""
-    ratio = Fraction(grid[0] * width, grid[1] * height)
-    return max(ratio, 1 / ratio)
 
 
 def _nearest(numerator: int, denominator: int) -> int:

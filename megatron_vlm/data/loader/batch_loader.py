@@ -119,9 +119,14 @@ class BatchLoader:
         assert reply is not None
         cu_seqlens = layout.cu_seqlens(slot, reply.segments)
         batch = layout.buffers(slot).batch(cu_seqlens, reply.max_seqlen, reply.image_rows)
-        pictures = reply.image_rows // work.shape.image_tokens
-        pixels = layout.pixels(slot, pictures) if reply.pixels else None
-        return as_tensors(MicroBatchArrays(batch, pixels, pictures, reply.broken))
+        pictures, sizes, pixels = reply.pictures, None, None
+        if work.shape.picture.native:
+            sizes = tuple((height, width) for height, width in layout.sizes(slot, pictures).tolist())
+            if reply.pixels:
+                pixels = layout.pixel_bytes(slot, 3 * sum(height * width for height, width in sizes))
+        elif reply.pixels:
+            pixels = layout.pixels(slot, pictures)
+        return as_tensors(MicroBatchArrays(batch, pixels, pictures, reply.broken, sizes))
 
     @property
     def pids(self) -> list[int]:

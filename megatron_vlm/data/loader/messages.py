@@ -107,11 +107,12 @@ class MadeReply:
     segments: int
     max_seqlen: int
     image_rows: int
+    pictures: int
     pixels: bool
     broken: tuple[BrokenPicture, ...]
 
     def to_map(self) -> dict[str, Any]:
-        made = [self.number, self.segments, self.max_seqlen, self.image_rows, self.pixels]
+        made = [self.number, self.segments, self.max_seqlen, self.image_rows, self.pictures, self.pixels]
         return {"made": made, "broken": [astuple(picture) for picture in self.broken]}
 
 
@@ -147,9 +148,9 @@ def receive_reply(connection: Connection) -> Reply:
     """Raises EOFError or OSError where the worker is gone."""
     told = json.loads(connection.recv_bytes())
     if "made" in told:
-        number, segments, max_seqlen, image_rows, pixels = told["made"]
+        number, segments, max_seqlen, image_rows, pictures, pixels = told["made"]
         broken = tuple(BrokenPicture(*fields) for fields in told["broken"])
-        return MadeReply(number, segments, max_seqlen, image_rows, pixels, broken)
+        return MadeReply(number, segments, max_seqlen, image_rows, pictures, pixels, broken)
     if "failed" in told:
         return FailedReply(*told["failed"])
     return ReadyReply()

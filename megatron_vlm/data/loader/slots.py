@@ -35,13 +35,27 @@ class SlotLayout:
     @property
     def most_pictures(self) -> int:
         """A picture is whole in its pack, so that there is never room for more."""
+        if self._native:
+            return self.positions
         return self.packs * (self.shape.sequence_length // self.shape.image_tokens)
 
     @property
+    def _native(self) -> bool:
+        return self.shape.picture.native
+
+    @property
+    def _most_bytes(self) -> int:
+        """Of pixels."""
+        if self._native:
+            return self.positions * 3 * (self.shape.patch * self.shape.fold) ** 2
+        return self.most_pictures * 3 * self.shape.image_size**2
+
+    @property
     def offsets(self) -> tuple[int, ...]:
-        """Of the arrays of `BatchBuffers`, of cu_seqlens (a segment has a position or more), of the pixels; then the end."""
+        """Of the arrays of `BatchBuffers`, of cu_seqlens (a segment has a position or more), of the pictures' sizes where
+        they have different ones, of the pixels; then the end."""
         sizes = [self.positions * np.dtype(dtype).itemsize for dtype in BatchBuffers.dtypes().values()]
-        sizes += [4 * (self.positions + 1), self.most_pictures * 3 * self.shape.image_size**2]
+        sizes += [4 * (self.positions + 1), 8 * self.most_pictures * self._native, self._most_bytes]
         found = [0]
         for size in sizes:
             found.append(found[-1] + -(-size // _LINE) * _LINE)
@@ -59,18 +73,32 @@ class SlotLayout:
     def cu_seqlens(self, slot: memoryview, count: int) -> npt.NDArray[np.int32]:
         if not 1 <= count <= self.positions + 1:
             raise ValueError(f"cu_seqlens of {count} numbers for {self.positions} positions")
-        return np.frombuffer(slot, np.int32, count, self.offsets[-3])
+        return np.frombuffer(slot, np.int32, count, self.offsets[-4])
+
+    def sizes(self, slot: memoryview, pictures: int) -> npt.NDArray[np.int32]:
+        """int32 `[pictures, 2]`, heights and widths of pictures that keep their aspect."""
+        self._check(pictures)
+        flat = np.frombuffer(slot, np.int32, 2 * pictures, self.offsets[-3])
+        return flat.reshape(pictures, 2)
 
     def pixels(self, slot: memoryview, pictures: int) -> Pixels:
         """uint8 `[pictures, size, size, 3]`."""
+        self._check(pictures)
+        size = self.shape.image_size
+        return self.pixel_bytes(slot, pictures * 3 * size**2).reshape(pictures, size, size, 3)
+
+    def pixel_bytes(self, slot: memoryview, count: int) -> Pixels:
+        """The first `count` bytes of the pixels."""
+        if not 0 <= count <= self._most_bytes:
+            raise ValueError(f"{count} bytes of pixels in a micro-batch that has room for {self._most_bytes}")
+        return np.frombuffer(slot, np.uint8, count, self.offsets[-2])
+
+    def _check(self, pictures: int) -> None:
         if not 0 <= pictures <= self.most_pictures:
             raise ValueError(f"{pictures} pictures in a micro-batch that has room for {self.most_pictures}")
-        size = self.shape.image_size
-        flat: Pixels = np.frombuffer(slot, np.uint8, pictures * 3 * size**2, self.offsets[-2])
-        return flat.reshape(pictures, size, size, 3)
 
     def memory(self, slot: memoryview) -> MicroBatchMemory:
-        return MicroBatchMemory(self.buffers(slot), lambda pictures, size: self.pixels(slot, pictures))
+        return MicroBatchMemory(self.buffers(slot), lambda count: self.pixel_bytes(slot, count))
 
 
 class SharedSlots:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from megatron_vlm.config.data import TokenCounts
+from megatron_vlm.config.picture_rows import PictureRows
 from megatron_vlm.data.documents import DocumentSource
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.indexed_views import IndexedViews
@@ -35,9 +36,14 @@ class SpanReader:
         """Raises DataError where the dataset is gone or damaged."""
         self.place, self.token_counts = place, tokens
         self.reader = IndexedReader(Path(place.prefix))
-        self._views = IndexedViews(self.reader, open_sequence_facts(self.reader.prefix, self.reader.sequence_count))
+        self._facts = open_sequence_facts(self.reader.prefix, self.reader.sequence_count)
+        self._views = IndexedViews(self.reader, self._facts)
 
-    def indexed_at(self, image_tokens: int) -> IndexedSource | None:
+    def picture_size(self, sequence: int) -> tuple[int, int]:
+        """(height, width) in pixels of the picture in `sequence`; zeros where it is not known."""
+        return (0, 0) if self._facts is None else (int(self._facts[sequence, 0]), int(self._facts[sequence, 1]))
+
+    def indexed_at(self, image_tokens: int | PictureRows) -> IndexedSource | None:
         return self._views.at(image_tokens)
 
     @cached_property
@@ -46,7 +52,7 @@ class SpanReader:
         return DocumentSource(self.place.name, self.reader, self.token_counts, 1)
 
     def segment(
-        self, document: int, start: int, positions: int, image_tokens: int | None = None
+        self, document: int, start: int, positions: int, image_tokens: int | PictureRows | None = None
     ) -> tuple[Segment, list[int]]:
         return self._documents.segment(document, start, positions, image_tokens)
 

@@ -14,6 +14,8 @@ import sys
 import traceback
 from multiprocessing.connection import Connection
 
+import numpy as np
+
 from megatron_vlm.data.loader.messages import (
     FailedReply,
     MadeReply,
@@ -54,10 +56,18 @@ def make(maker: ArrayMaker, slots: SharedSlots, job: MicroBatchJob) -> Reply:
         made = maker(job.packs, job.shape, layout.memory(slot))
         batch = made.batch
         layout.cu_seqlens(slot, len(batch.cu_seqlens))[:] = batch.cu_seqlens
+        if made.sizes is not None:
+            layout.sizes(slot, made.pictures)[:] = np.array(made.sizes, np.int32).reshape(-1, 2)
     except Exception as error:
         return failure(job.number, error)
     return MadeReply(
-        job.number, len(batch.cu_seqlens), batch.max_seqlen, batch.image_rows, made.pixels is not None, made.broken
+        job.number,
+        len(batch.cu_seqlens),
+        batch.max_seqlen,
+        batch.image_rows,
+        made.pictures,
+        made.pixels is not None,
+        made.broken,
     )
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-from math import ceil, floor, sqrt
-
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_vlm.config.pictures import Resize
-from megatron_vlm.data.decoding.placement import native_grid, place
+from megatron_vlm.data.decoding.placement import place
 
 SIDES = st.integers(1, 5000)
 
@@ -68,71 +65,3 @@ def test_a_reduced_picture_is_never_enlarged(resize: Resize, height: int, width:
         assert (placed.box[2] - placed.box[0]) < more * placed.scaled[1] or (
             placed.box[3] - placed.box[1]
         ) < more * placed.scaled[0], "as far as it goes"
-
-
-# -- native -------------------------------------------------------------------------------------------------------------
-
-
-def stretch(rows: int, columns: int, height: int, width: int) -> Fraction:
-    ratio = Fraction(rows * width, columns * height)
-    return max(ratio, 1 / ratio)
-
-
-PATCHES, GROUPS = st.integers(1, 32), st.integers(1, 4)
-
-
-@given(SIDES, SIDES, PATCHES, GROUPS, st.integers(1, 4096))
-@example(1, 5000, 16, 2, 64)
-@example(5000, 1, 1, 1, 1)
-@example(224, 224, 16, 1, 196)
-def test_a_grid_is_within_its_budget_and_no_neighbour_has_a_nearer_aspect(
-    height: int, width: int, patch: int, group: int, budget: int
-) -> None:
-    budget = max(budget, group * group)
-    rows, columns = native_grid(height, width, patch, group, budget)
-    assert rows % group == columns % group == 0
-    assert min(rows, columns) >= group
-    assert rows * columns <= budget
-    assert native_grid(width, height, patch, group, budget) in [(columns, rows)] or stretch(
-        rows, columns, height, width
-    ) == stretch(columns, rows, width, height)
-    # the sides of a picture of the same aspect that fits, in real numbers
-    area = min(budget // group**2, height * width / (patch * group) ** 2)
-    tall, wide = sqrt(area * height / width), sqrt(area * width / height)
-    best = stretch(rows, columns, height, width)
-    for r in {max(1, floor(tall + 1e-9)), max(1, ceil(tall - 1e-9))}:
-        for c in {max(1, floor(wide + 1e-9)), max(1, ceil(wide - 1e-9))}:
-            if r * c * group * group <= budget:
-                assert stretch(r, c, height, width) >= best, (r, c)
-
-
-@given(st.integers(64, 4000), st.integers(64, 4000))
-def test_ordinary_pictures_use_the_budget_and_keep_their_aspect(height: int, width: int) -> None:
-    """Aspects up to 3 on 1024 patches of 14 pixels, folded two by two."""
-    if max(height, width) > 3 * min(height, width):
-        return
-    rows, columns = native_grid(height, width, 14, 2, 1024)
-    own = height * width / 14**2
-    assert rows * columns >= 0.75 * min(1024, own) - 4 * 4
-    assert stretch(rows, columns, height, width) < 1.5
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "budget", "grid"),
-    [
-        (224, 224, 256, (16, 16)),  # fits as it is
-        (448, 448, 256, (16, 16)),  # and twice as large is scaled down to it
-        (224, 448, 512, (16, 32)),
-        (1000, 10, 256, (72, 2)),  # a strip becomes one group wide, as tall as its own size
-        (14_000, 14, 256, (128, 2)),
-        (1, 1, 256, (2, 2)),
-    ],
-)
-def test_grids_by_hand(height: int, width: int, budget: int, grid: tuple[int, int]) -> None:
-    assert native_grid(height, width, 14, 2, budget) == grid
-
-
-@pytest.mark.parametrize("wrong", [(0, 1, 1, 1, 1), (1, -1, 1, 1, 1), (1, 1, 1, 2, 3)])
-def test_what_makes_no_grid_is_refused(wrong: tuple[int, int, int, int, int]) -> None:
-    with pytest.raises(ValueError, match="at least"):
-        native_grid(*wrong)
