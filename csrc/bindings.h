@@ -51,5 +51,6 @@ void bind_fuse(py::module_& module);
 void bind_patchify(py::module_& module);
 void bind_pack_plan(py::module_& module);
 void bind_resize(py::module_& module);
+void bind_window_rows(py::module_& module);
 
 }  // namespace megatron_vlm

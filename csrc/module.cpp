@@ -18,4 +18,5 @@ PYBIND11_MODULE(_native, module) {
   megatron_vlm::bind_patchify(module);
   megatron_vlm::bind_pack_plan(module);
   megatron_vlm::bind_resize(module);
+  megatron_vlm::bind_window_rows(module);
 }

@@ -13,6 +13,7 @@ from megatron_vlm.data.order import shuffled
 from megatron_vlm.data.upcoming import Entries, PackRules, Upcoming
 from megatron_vlm.ops.pack_order import WHOLE_SHARE, order_packs
 from megatron_vlm.ops.pack_plan import PackPlan, plan_packs
+from megatron_vlm.ops.window_rows import EntryColumns, PackedPieces, pack_amounts, window_rows
 
 #: plans of one window until its documents fit; each takes fewer than the one before
 _TRIES = 12
@@ -113,17 +114,18 @@ class WindowPlanner:
         filled, first_out = self._reach((packs - spare) * self.rules.capacity, rates, behind)
         if filled < self.rules.capacity:
             return first_out
-        plan, draws = None, {}
         for attempt in range(_TRIES):
             draws = self._draw(filled, rates, behind)
-            plan = self._pack(draws)
+            drawn = _joined(draws)
+            plan = self._pack(drawn)
             if plan.packs <= packs:
                 break
             filled = min(filled * packs / plan.packs, filled - self.rules.capacity * attempt / 2)
-        if plan is None or not 0 < plan.packs <= packs:
+        if not 0 < plan.packs <= packs:
             draws = self._one(rates, behind)
-            plan = self._pack(draws)
-        return self._window(plan, draws, shares, behind, places, number)
+            drawn = _joined(draws)
+            plan = self._pack(drawn)
+        return self._window(plan, draws, drawn, shares, behind, places, number)
 
     # -- drawing ---------------------------------------------------------------------------------------------------
 
@@ -213,8 +215,8 @@ class WindowPlanner:
 
     # -- packing ---------------------------------------------------------------------------------------------------
 
-    def _pack(self, draws: Mapping[str, Draw]) -> PackPlan:
-        pieces, data = _joined(draws), self.rules.data
+    def _pack(self, pieces: Entries) -> PackPlan:
+        data = self.rules.data
         limited = data.max_pictures is not None
         return plan_packs(
             pieces.length,
@@ -231,6 +233,7 @@ class WindowPlanner:
         self,
         plan: PackPlan,
         draws: dict[str, Draw],
+        drawn: Entries,
         shares: Integers,
         behind: Integers,
         places: np.ndarray,
@@ -238,17 +241,13 @@ class WindowPlanner:
     ) -> Window:
         names = self.mixture.names
         taken = {name: draw.pieces for name, draw in draws.items()}
-        entries = _joined(draws)
         source = np.repeat([names.index(name) for name in taken], [len(pieces) for pieces in taken.values()])
-        of, whole = plan.document, plan.start == 0
-        of_whole = (entries.begins, entries.visual, entries.squares, entries.pictures)
-        begins, visual, squares, pictures = (column[of] * whole for column in of_whole)
-        source = source[of]
-        rows = np.stack([source, entries.document[of], entries.start[of] + plan.start, plan.length, pictures], axis=1)
+        entries = EntryColumns(
+            source, drawn.document, drawn.start, drawn.begins, drawn.visual, drawn.squares, drawn.pictures
+        )
+        packed = PackedPieces(plan.document, plan.start, plan.length, plan.pack_starts)
         first = shuffled(np.arange(plan.packs, dtype=np.int64), f"{self.seed}:window:{number}")
-        place = np.repeat(np.arange(plan.packs) * len(names), np.diff(plan.pack_starts)) + source
-        amounts = Amounts(*(self._by_pack(place, values, plan.packs) for values in (plan.length, visual, begins)))
-        amounts = _rows(amounts, first)
+        amounts = _rows(Amounts(*pack_amounts(packed, entries, len(names))), first)
         capacity = self.rules.capacity
         given, bases, shares = self.mixture.amounts(amounts), self.mixture.bases(amounts), shares[: plan.packs]
         order, _ = order_packs(given, bases, shares, behind, self.mixture.pack_of(capacity))
@@ -256,14 +255,13 @@ class WindowPlanner:
         first = first[order]
         moves = shares * bases - given * WHOLE_SHARE
         kept = np.concatenate([behind[None], behind + np.cumsum(moves, axis=0)])
-        sizes = np.diff(plan.pack_starts)[first]
-        pieces = np.repeat(plan.pack_starts[:-1][first] - np.cumsum(sizes) + sizes, sizes) + np.arange(len(rows))
+        spans, visual, starts = window_rows(packed, entries, first)
         one = self.mixture.config.ramp == "constant"
         planned = [self.mixture.planned_visual_share(float(place)) for place in places[: 1 if one else plan.packs]]
         return Window(
-            spans=rows.take(pieces, axis=0),
-            visual=np.stack([visual, squares], axis=1).take(pieces, axis=0),
-            starts=np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]),
+            spans=spans,
+            visual=visual,
+            starts=starts,
             amounts=amounts,
             behind=kept,
             planned_visual=np.array(planned) * amounts.positions.sum(axis=1),
@@ -271,13 +269,6 @@ class WindowPlanner:
             lost={name: int(pieces.lost.sum()) for name, pieces in taken.items()},
             cut={name: int(pieces.cut.sum()) for name, pieces in taken.items()},
         )
-
-    def _by_pack(self, place: Integers, values: Integers, packs: int) -> Integers:
-        """Sums over the pieces of each pack and source, int64[packs, sources]; `place` is pack * sources + source."""
-        sources = len(self.mixture.names)
-        # sums of whole numbers below 2^53: exact in bincount's doubles
-        table = np.bincount(place, weights=values, minlength=packs * sources)
-        return table.astype(np.int64).reshape(packs, sources)
 
 
 def _joined(draws: Mapping[str, Draw]) -> Entries:

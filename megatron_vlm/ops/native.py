@@ -89,6 +89,14 @@ class NativeOperators(Protocol):
         image_capacity: int,
     ) -> tuple[Integers, int]: ...
 
+    def pack_amounts(
+        self, pieces: tuple[Integers, ...], entries: tuple[Integers, ...], sources: int
+    ) -> tuple[Integers, Integers, Integers]: ...
+
+    def window_rows(
+        self, pieces: tuple[Integers, ...], entries: tuple[Integers, ...], order: Integers
+    ) -> tuple[Integers, Integers, Integers]: ...
+
     def group_by_pack(self, pack: Integers, packs: int) -> tuple[Integers, Integers]: ...
 
     def order_in_packs(

@@ -175,10 +175,15 @@ def to_pieces(documents: Documents, rules: Rules) -> tuple[Pieces, Losses]:
     parts[empty | vision | (long & ~split & ~truncate)] = 0
 
     document = np.repeat(everything, parts)
-    number = np.arange(len(document)) - np.repeat(np.cumsum(parts) - parts, parts)
-    start = number * rules.capacity
+    start = np.zeros(len(document), np.int64)
+    cut = np.flatnonzero(parts > 1)  # few: only they need to be told which part is which
+    first = (np.cumsum(parts) - parts)[cut]
+    others = parts[cut] - 1
+    number = np.arange(1, 1 + int(others.sum())) - np.repeat(np.cumsum(others) - others, others)
+    later = np.repeat(first, others) + number
+    start[later] = number * rules.capacity
     length = np.minimum(lengths[document] - start, rules.capacity)
-    scraps = np.flatnonzero((number > 0) & (length < rules.shortest_cut))
+    scraps = later[length[later] < rules.shortest_cut]
     missing = rules.shortest_cut - length[scraps]
     start[scraps] -= missing
     length[scraps] += missing
