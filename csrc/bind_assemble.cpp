@@ -154,7 +154,10 @@ py::tuple bound_document_lengths(const HeldSource& held, const Array<std::int64_
   std::vector<std::int64_t> positions(count), pictures(count), ends(count), rows(count), squares(count);
   {
     py::gil_scoped_release release;
+    constexpr std::size_t kAhead = 16;
     for (std::size_t i = 0; i < count; ++i) {
+      if (i + 2 * kAhead < count) prefetch_borders(held.view, asked[i + 2 * kAhead]);
+      if (i + kAhead < count) prefetch_sequences(held.view, asked[i + kAhead]);
       const DocumentLength found = document_length(held.view, asked[i]);
       positions[i] = found.positions;
       pictures[i] = found.pictures;

@@ -72,6 +72,18 @@ DocumentLength document_length(const IndexedSource& source, std::int64_t documen
   return found;
 }
 
+void prefetch_borders(const IndexedSource& source, std::int64_t document) {
+  if (document >= 0 && document < source.document_count) __builtin_prefetch(source.documents + 8 * document);
+}
+
+void prefetch_sequences(const IndexedSource& source, std::int64_t document) {
+  if (document < 0 || document >= source.document_count) return;
+  const auto first = element<std::int64_t>(source.documents, document);
+  if (first < 0 || first >= source.sequences) return;
+  __builtin_prefetch(source.lengths + 4 * first);
+  __builtin_prefetch(source.modes + first);
+}
+
 void append_span(const std::vector<IndexedSource>& sources, const Span& span, std::int64_t image_token_id,
                  std::int64_t eod_id, Segments& segments, std::vector<PicturePlace>& pictures) {
   if (span.source < 0 || span.source >= static_cast<std::int64_t>(sources.size())) refuse(span, "there is no such source");

@@ -44,6 +44,10 @@ struct DocumentLength {
 // Throws std::invalid_argument for a document that is not there or whose sequences lie outside the index.
 DocumentLength document_length(const IndexedSource& source, std::int64_t document);
 
+// Have a document's part of the index on its way before it is asked for: its borders, then what they enclose.
+void prefetch_borders(const IndexedSource& source, std::int64_t document);
+void prefetch_sequences(const IndexedSource& source, std::int64_t document);
+
 // A picture by the source and the sequence that hold it.
 using PicturePlace = std::pair<std::int64_t, std::int64_t>;
 

@@ -59,6 +59,12 @@ WindowRows window_rows(const PackedPieces& pieces, const EntryColumns& entries, 
   std::int64_t *span = rows.spans.data(), *visual = rows.visual.data(), done = 0;
   for (std::int64_t place = 0; place < pieces.packs; ++place) {
     const std::int64_t pack = order[place];
+    if (place + 1 < pieces.packs) {  // the next one's entries are on their way while this one's are written
+      const std::int64_t next = order[place + 1];
+      for (std::int64_t piece = pieces.pack_starts[next]; piece < pieces.pack_starts[next + 1]; ++piece) {
+        __builtin_prefetch(known.data() + entry_of(pieces, entries, piece));
+      }
+    }
     for (std::int64_t piece = pieces.pack_starts[pack]; piece < pieces.pack_starts[pack + 1]; ++piece) {
       const Entry& entry = known[static_cast<std::size_t>(entry_of(pieces, entries, piece))];
       const std::int64_t first = pieces.start[piece], whole = first == 0 ? 1 : 0;

@@ -19,6 +19,14 @@ BLOCK, GROUP = 4096, 64
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
+def _inverse(odd: int) -> np.uint64:
+    """Of an odd number modulo 2^64."""
+    return np.uint64(pow(odd, -1, 1 << 64))
+
+
+_INVERSE_GOLDEN = _inverse(int(_GOLDEN))
+
+
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """splitmix64's finaliser (Steele, Lea, Flood 2014): spelled out, because a library's shuffle may change with it."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -26,13 +34,20 @@ def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
+def _unmix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The numbers of which `_mix` made these."""
+    x = (x ^ (x >> np.uint64(31)) ^ (x >> np.uint64(62))) * _inverse(0x94D049BB133111EB)
+    x = (x ^ (x >> np.uint64(27)) ^ (x >> np.uint64(54))) * _inverse(0xBF58476D1CE4E5B9)
+    return x ^ (x >> np.uint64(30)) ^ (x >> np.uint64(60))
+
+
 def shuffled(numbers: Integers, key: str) -> Integers:
     """`numbers` (not negative) in the order of their keys: the place of one depends on itself and the text `key` alone."""
     start = np.uint64(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little"))
     with np.errstate(over="ignore"):
-        keys = _mix(numbers.astype(np.uint64) * _GOLDEN + start)
-    # keys are a bijection of the numbers, so that none are equal and any sort will do
-    return numbers[np.argsort(keys)]
+        # keys are a bijection of the numbers: none are equal, and sorted ones say whose they are, for less than an argsort
+        keys = np.sort(_mix(numbers.astype(np.uint64) * _GOLDEN + start))
+        return ((_unmix(keys) - start) * _INVERSE_GOLDEN).astype(np.int64)
 
 
 def epoch_order(documents: Integers, seed: int, source: str, epoch: int) -> Integers:
