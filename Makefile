@@ -5,6 +5,7 @@
 #   make test-gpu        the tests that need a CUDA device or Transformer Engine
 #   make bench           preparation, packing, assembly, fusion and patches against their peers
 #   make demo            a first run, start to finish, on any laptop
+#   make study-demo      a branch study of a tiny model: plan, run, report
 #
 # Where a CUDA build of torch is installed already (an NGC image, a cluster's module), keep it:
 #   make test PYTHON=python3 VENV_FLAGS=--system-site-packages
@@ -23,7 +24,7 @@ SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cuda/*)
 
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
-.PHONY: install demo test test-all test-gpu bench lint format clean
+.PHONY: install demo study-demo test test-all test-gpu bench lint format clean
 
 install: $(STAMP)
 
@@ -56,6 +57,9 @@ $(STAMP): constraints.txt pyproject.toml setup.py $(SOURCES) | $(BIN)/python
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo/run.py
+
+study-demo: $(STAMP)
+	PATH="$(abspath $(BIN)):$$PATH" bash examples/studies/run_demo.sh
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

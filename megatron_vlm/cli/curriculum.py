@@ -24,11 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from megatron_vlm.config.picture_rows import PictureRows
     from megatron_vlm.config.run import RunConfig
     from megatron_vlm.planning.curriculum_achieved import Achieved
     from megatron_vlm.planning.curriculum_plan import CurriculumPlan
-    from megatron_vlm.planning.source_shares import SourceShape
 
 TAKES_OVERRIDES = True
 SUFFIXES = (".png", ".svg", ".pdf", ".html")
@@ -73,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     if found:
         raise ConfigError("this curriculum has no plan:\n" + "\n".join(f"  - {line}" for line in found))
     assumed = dict(_assumption(text, config) for text in args.assume)
+    from megatron_vlm.training.source_shapes import read_shapes
+
     shapes, notes = read_shapes(config, assumed)
     plan = plan_curriculum(config, shapes, learning_rate_law(config))
     refused, careful = list(refusals(config, plan)), list(warnings(config, plan, args.repeats))
@@ -152,47 +152,6 @@ def _assumption(text: str, config: RunConfig) -> tuple[str, tuple[float, float]]
     if name not in config.data.sources:
         raise ConfigError(f"--assume {text}: {name!r} is none of the sources ({', '.join(config.data.sources)})")
     return name, size
-
-
-def read_shapes(
-    config: RunConfig, assumed: dict[str, tuple[float, float]]
-) -> tuple[dict[PictureRows, dict[str, SourceShape]], list[str]]:
-    """For every size of picture in the run, the shape of each source that a stage reads; and what could not be read."""
-    from megatron_vlm.data.indexed_reader import IndexedReader
-    from megatron_vlm.data.sequence_facts import open_sequence_facts
-    from megatron_vlm.data.source_totals import count_dataset, source_totals
-    from megatron_vlm.errors import DataError
-    from megatron_vlm.planning.source_shares import SourceShape
-
-    rows = list(dict.fromkeys(segment.shape.picture for segment in config.segments))
-    shapes: dict[PictureRows, dict[str, SourceShape]] = {picture: {} for picture in rows}
-    notes = []
-    for name, prefix in config.data.sources.items():
-        if name in assumed:
-            words, pictures = assumed[name]
-            for picture in rows:  # one whose aspect is kept is taken for the largest
-                positions = max(1.0, words + pictures * picture.most - 1)
-                shapes[picture][name] = SourceShape(positions, min(1.0, pictures * picture.most / positions))
-            notes.append(
-                f"{name}: assumed to have {words:g} tokens and {pictures:g} pictures a document; repeats are unknown"
-            )
-            continue
-        try:
-            if not prefix:
-                raise DataError(f"no dataset is given (--data.sources.{name} PREFIX)")
-            reader = IndexedReader(Path(prefix))
-            counted, facts = count_dataset(reader), open_sequence_facts(prefix, reader.sequence_count)
-            for picture in rows:
-                totals = source_totals(counted, reader, facts, picture)
-                if totals.positions:
-                    visual = totals.visual / totals.positions
-                    shapes[picture][name] = SourceShape(totals.positions / totals.documents, visual, totals.positions)
-        except DataError as error:
-            notes.append(f"{name} is planned without repeats and pictures: {error}")
-            continue
-        if name not in shapes[rows[0]]:
-            notes.append(f"{name} is planned without repeats: {prefix} holds no document of two or more tokens")
-    return shapes, notes
 
 
 def _achieved(folder: Path, config: RunConfig) -> Achieved:

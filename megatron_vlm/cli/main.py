@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "curriculum": ("curriculum", "show what a run will train on, stage by stage, and what one has trained on"),
     "plan": ("plan", "does it fit on these GPUs, how long it takes and what it costs; or the fastest layout"),
     "train": ("train", "pre-train a model; images enter where the curriculum says"),
+    "study": ("study", "one text trunk, branches where images enter: plan, run, report"),
     "evaluate": ("evaluate", "held-out loss by modality, tasks, blind control, four-way naming of pictures"),
     "generate": ("generate", "continue prompts, with pictures before them"),
     "convert": ("convert", "weights of other projects in, checkpoints out to transformers"),

@@ -33,13 +33,13 @@ class Inputs:
 
 def read_inputs(args: argparse.Namespace, given: list[str], overrides: list[str]) -> Inputs:
     """Raises ConfigError for a configuration that has no plan."""
-    from megatron_vlm.cli.curriculum import read_shapes
     from megatron_vlm.config.checks import plan_problems
     from megatron_vlm.errors import ConfigError
     from megatron_vlm.planning.curriculum_plan import plan_curriculum
     from megatron_vlm.planning.efficiency import efficiency_of, read_efficiency
     from megatron_vlm.planning.hardware import hardware
     from megatron_vlm.planning.run_stretches import run_stretches
+    from megatron_vlm.training.source_shapes import read_shapes
 
     config, name = _configuration(args, given, overrides)
     found = plan_problems(config)

@@ -295,6 +295,14 @@ def _schedule(config: RunConfig) -> Iterator[str]:
         yield f"schedule.lr: {schedule.lr:g} must be above 0 and finite"
     elif not 0 <= schedule.min_lr <= schedule.lr:
         yield f"schedule.min_lr: {schedule.min_lr:g} must be from 0 to schedule.lr {schedule.lr:g}"
+    for name in ("decay_steps", "exit_step"):
+        if (getattr(schedule, name) or 1) < 1:
+            yield f"schedule.{name}: {getattr(schedule, name)} must be at least 1, or null"
+    if schedule.decay_steps is not None and 0 < schedule.decay_steps <= schedule.warmup_steps:
+        yield (
+            f"schedule.decay_steps: the decay ends at step {schedule.decay_steps}, before the warm-up of "
+            f"{schedule.warmup_steps} does; at least {schedule.warmup_steps + 1}"
+        )
     if schedule.warmup_steps < 0:
         yield f"schedule.warmup_steps: {schedule.warmup_steps} must be at least 0"
     if not 0 < schedule.wsd_decay_share <= 1:

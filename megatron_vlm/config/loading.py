@@ -73,6 +73,8 @@ def _type_name(annotation: Any) -> str:
 
 def _convert(value: Any, annotation: Any, where: str) -> Any:
     """`value` as YAML gave it, as the annotated type; ConfigError with the place if it does not fit."""
+    if annotation is Any:
+        return value
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         return build(annotation, value, where)

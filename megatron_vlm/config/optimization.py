@@ -41,6 +41,12 @@ class ScheduleConfig:
     min_lr: float = 1e-5
     warmup_steps: int = 0
     decay: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    #: steps after which the run's own decay is at its end; null: the whole run. Runs of different lengths that begin alike
+    #: have one law so
+    decay_steps: int | None = None
+    #: end before this step with a checkpoint, as the first part of a run whose rest comes later (checkpoint.resume); rates
+    #: and shares are those of the whole run
+    exit_step: int | None = None
     #: wsd: the share of the run at its end over which the learning rate falls to the minimum
     wsd_decay_share: float = 0.2
     seed: int = 1234

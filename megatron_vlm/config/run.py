@@ -51,6 +51,12 @@ class RunConfig:
         return last.end_step + max(0, -(-(tokens - done) // last.tokens_per_step))
 
     @property
+    def end_step(self) -> int:
+        """The step before which training ends: the run's last, or `schedule.exit_step` where that comes first."""
+        leave = self.schedule.exit_step
+        return self.total_steps if leave is None else min(leave, self.total_steps)
+
+    @property
     def total_packs(self) -> int:
         return self.packs_before(self.total_steps)
 

@@ -26,7 +26,8 @@ def _decayed(kind: str, wsd_share: float, peak: float, low: float, progress: flo
 def learning_rate_law(config: RunConfig) -> Law:
     """step (from 0) -> learning rate of its update.
 
-    The run's own law is a linear warm-up to `schedule.lr` and a decay to `schedule.min_lr` at its end. A stage may go on
+    The run's own law is a linear warm-up to `schedule.lr` and a decay to `schedule.min_lr` at its end, or at
+    `schedule.decay_steps`. A stage may go on
     along the law before it (`continue`), warm up again from where that law stands and decay anew to the end of the run
     (`rewarm`), run a whole warm-up and decay of its own (`restart`), hold the rate at which it begins (`constant`), or fall
     to the minimum at its end (`cooldown`). A law holds until a later stage sets another; past its end it stays at its last
@@ -45,7 +46,8 @@ def learning_rate_law(config: RunConfig) -> Law:
         warmup = schedule.warmup_steps
         if step < warmup:
             return schedule.lr * (step + 1) / warmup
-        return _decayed(schedule.decay, schedule.wsd_decay_share, schedule.lr, schedule.min_lr, done(warmup, total, step))
+        share = done(warmup, schedule.decay_steps or total, step)
+        return _decayed(schedule.decay, schedule.wsd_decay_share, schedule.lr, schedule.min_lr, share)
 
     def warmed(stage: StageConfig, start: int, end: int, first: float) -> Law:
         """Rise from `first` at `start` to the peak, then decay until `end`."""

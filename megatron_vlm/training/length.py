@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from megatron_vlm.config.picture_rows import PictureRows
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data.indexed_reader import IndexedReader
-from megatron_vlm.data.source_totals import count_dataset
+from megatron_vlm.data.sequence_facts import open_sequence_facts
+from megatron_vlm.data.source_totals import count_dataset, source_totals
 from megatron_vlm.errors import ConfigError
 from megatron_vlm.planning.source_shares import SourceShape, shares_of
 
@@ -51,13 +53,17 @@ def with_length(config: RunConfig) -> RunConfig:
 def _share_and_pass(config: RunConfig, source: str) -> tuple[float, int]:
     """The source's share of the positions that the stage fills, and the positions of one pass over it."""
     stage = config.curriculum.stages[0]
-    rows = config.model.image_tokens_at(stage.image_size, stage.image_pool)
+    model, native = config.model, config.data.pictures.resize == "native"
+    aspect = (model.vision.patch_size, model.projector.pixel_shuffle * stage.image_pool) if native else ()
+    picture = PictureRows(model.image_tokens_at(stage.image_size, stage.image_pool), *aspect)
     shapes = {}
     for name, weight in stage.sources.items():
         if weight > 0 and name in config.data.sources:
-            totals = count_dataset(IndexedReader(Path(config.data.sources[name]))).totals(rows)
+            reader = IndexedReader(Path(config.data.sources[name]))
+            facts = open_sequence_facts(reader.prefix, reader.sequence_count)
+            totals = source_totals(count_dataset(reader), reader, facts, picture)
             if totals.positions:
-                visual = totals.pictures * rows / totals.positions
+                visual = totals.visual / totals.positions
                 shapes[name] = SourceShape(totals.positions / totals.documents, visual, totals.positions)
     if source not in shapes:
         known = ", ".join(shapes) or "none"

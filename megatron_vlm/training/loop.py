@@ -110,9 +110,8 @@ class Run:
         self.step = int(run["step"])
         for line in self.data.load(run["data"], run["config"], self._open_sources):
             self.say(f"curriculum changed: {line}")
+        checkpoints.go_on(self.engine, self.config, source, run)
         self._enter_stage()
-        checkpoints.load_training(self.engine, self.config, source, run)
-        self.engine.updates.load(run["updates"])
         self.bad_steps.load(run["bad_steps"])
         self.say(f"resumed from {source} at step {self.step}")
         if change := decoder_change(run["config"], self.config.data.pictures):
@@ -182,7 +181,7 @@ class Run:
         every = config.checkpoint.save_interval
         while True:
             self.pulse.enter(self.step, "between steps")
-            began = self.step < config.total_steps and self._enter_stage() and self.step > started_at
+            began = self.step < config.end_step and self._enter_stage() and self.step > started_at
             progress.pause()
             if began:
                 self._first_of_stage = True
@@ -227,7 +226,7 @@ class Run:
         return bool(found)
 
     def _due(self, interval: int) -> bool:
-        return interval > 0 and (self.step % interval == 0 or self.step == self.config.total_steps)
+        return interval > 0 and (self.step % interval == 0 or self.step == self.config.end_step)
 
     def _one_step(self, log: MetricsLog | None, progress: Progress) -> int | None:
         """Returns the exit code if the run ends with this step."""
@@ -260,7 +259,7 @@ class Run:
         if ended is not None:
             return ended
         self.step += 1
-        if self.step % config.logging.log_interval == 0 or self.step == config.total_steps:
+        if self.step % config.logging.log_interval == 0 or self.step == config.end_step:
             rates = progress.rates()
             if log is not None:
                 log.write({"kind": "speed", "step": self.step, **rates})
@@ -282,7 +281,7 @@ class Run:
             print(f"step {self.step} | held out: {shown}", flush=True)
 
     def _at_end(self) -> bool:
-        return self.step >= self.config.total_steps or bool(self._ended)
+        return self.step >= self.config.end_step or bool(self._ended)
 
     def _answer_tasks(self, log: MetricsLog | None) -> None:
         assert self.tasks is not None

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_vlm.cli.curriculum import read_shapes
 from megatron_vlm.config.curriculum import Measure, StageConfig
 from megatron_vlm.data.packing import PackPlanner
 from megatron_vlm.planning.curriculum_plan import plan_curriculum
+from megatron_vlm.training.source_shapes import read_shapes
 from tests.data.planning_cases import CAPACITY, chosen, four_sources, run
 
 

@@ -1,9 +1,11 @@
-"""A new run that begins with the weights of another one, and with its optimiser's moments if that is asked for."""
+"""A run that goes on from a checkpoint, or a new one that begins with the weights of another one, with or without the
+optimiser's moments."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.errors import DataError
@@ -47,3 +49,28 @@ def start_from(engine: Engine, config: RunConfig) -> Path:
     engine.enter_stage(0, anew=True)
     engine.updates.load({"made": run["updates"]["made"], "at_stage": {"0": 0}})
     return checkpoint
+
+
+def go_on(engine: Engine, config: RunConfig, checkpoint: Path, run: dict[str, Any]) -> None:
+    """Load a checkpoint of this run, or of one that it branches from, into an engine that has no stage yet.
+
+    Collective. The engine is then at the stage of the coming step. Where that trains other modules than the checkpoint was
+    saved for, as a run that leaves a text trunk does, what goes on keeps its moments and what is new begins without, as at
+    any border of stages.
+
+    Raises:
+        DataError: the checkpoint does not fit the model or the optimiser.
+    """
+    theirs, saved, now = checkpoint_config(checkpoint).curriculum, int(run["stage"]), config.stage_of(int(run["step"]))
+    if set(theirs.stages[saved].freeze) == set(config.curriculum.stages[now].freeze):
+        engine.enter_stage(now)
+        load_training(engine, config, checkpoint, run)
+        engine.updates.load(run["updates"])
+        return
+    # the state has the groups of the stage that it was saved in
+    engine.config = replace(config, curriculum=theirs)
+    engine.enter_stage(saved)
+    load_training(engine, config, checkpoint, run)
+    engine.updates.load(run["updates"])
+    engine.config = config
+    engine.enter_stage(now, anew=True)

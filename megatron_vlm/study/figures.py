@@ -1,0 +1,295 @@
+"""The figures of a study's report. Seeds are bars: the mean, and the least and the most of what was seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from megatron_vlm.study.cost import Cost
+from megatron_vlm.study.folder import StudyFolder
+from megatron_vlm.study.results import (
+    Result,
+    curve,
+    held_out_curve,
+    text_measures,
+    value_of,
+    vision_measures,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: told apart without colours by lightness, and by their markers
+_COLOURS = ("#1f4e79", "#e07b39", "#74a57f", "#6a4c93", "#c9a227", "#7fb3d5", "#8c564b", "#555555")
+_MARKERS = "osD^vPX*"
+_SMOOTHED = 60  # points of a learning curve
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with what is read from it, in words: `alt` for who does not see it."""
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    figure: Figure
+
+
+def draw_all(results: Sequence[Result], folder: StudyFolder, costs: Mapping[str, Cost]) -> list[Picture]:
+    """The figures for which there are results."""
+    found = [
+        _against(results, "introduction", "when", "When images enter"),
+        _against(results, "visual_share", "share", "Share of visual tokens"),
+        _curves(results, folder),
+        _forgetting(results, folder),
+        _blind(results),
+        _cost(results, costs),
+    ]
+    return [picture for picture in found if picture is not None]
+
+
+# -- against an axis ----------------------------------------------------------------------------------------------------
+
+
+def _against(results: Sequence[Result], axis: str, name: str, title: str) -> Picture | None:
+    """Vision and text measures against the values of an axis, a line for each combination of the others but seeds."""
+    known = [r for r in results if r.leaf.point.value(axis) is not None and r.best_known is not None]
+    if len({r.leaf.point.value(axis) for r in known}) < 2:
+        return None
+    measures = [vision_measures(list(results))[:1], text_measures(list(results))[:1]]
+    shown = [(kind, found[0]) for kind, found in zip(("vision", "text"), measures, strict=True) if found]
+    if not shown:
+        return None
+    figure, panels = _figure(len(shown), 3.4)
+    lines = _lines(known, axis)
+    for panel, (kind, measure) in zip(panels, shown, strict=True):
+        for number, (label, members) in enumerate(lines.items()):
+            _line(panel, members, axis, lambda r, m=measure: value_of(r.best_known, m), label, number)  # type: ignore[misc]
+        panel.set_title(f"{kind}: {_reading(measure)}", fontsize=9)
+        panel.set_xlabel(_axis_label(axis))
+        panel.grid(alpha=0.3)
+    if len(lines) > 1:
+        panels[0].legend(fontsize=8)
+    tuned = any(r.after is not None for r in known)
+    caption = f"{'After fine-tuning. ' if tuned else ''}Points are means over seeds, bars the least and the most of them."
+    alt = "; ".join(_in_words(lines, axis, measure) for _, measure in shown)
+    return Picture(name, title, caption, alt, figure)
+
+
+def _lines(results: Sequence[Result], axis: str) -> dict[str, list[Result]]:
+    """Results by the values of the axes that vary beside this one and seeds."""
+    varied = [a for a, _ in results[0].leaf.point.values if a not in (axis, "seed")]
+    varied = [a for a in varied if len({r.leaf.point.value(a) for r in results}) > 1]
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        label = ", ".join(f"{a} {result.leaf.point.value(a)}" for a in varied) or "all"
+        found.setdefault(label, []).append(result)
+    return {label: members for label, members in found.items() if len({r.leaf.point.value(axis) for r in members}) > 1}
+
+
+def spread(results: Sequence[Result], axis: str, value: Callable[[Result], float | None]) -> list[tuple[str, list[float]]]:
+    """Values by value of the axis, in its order; one for each seed."""
+    found: dict[str, list[float]] = {}
+    for result in results:
+        number = value(result)
+        if number is not None and math.isfinite(number):
+            found.setdefault(result.leaf.point.value(axis) or "", []).append(number)
+    return sorted(found.items(), key=lambda item: _place(item[0]))
+
+
+def _line(
+    panel: Axes, results: Sequence[Result], axis: str, value: Callable[[Result], float | None], label: str, number: int
+) -> None:
+    points = spread(results, axis, value)
+    if not points:
+        return
+    numeric = all(_number(name) is not None for name, _ in points)
+    xs = [_place(name) if numeric else place for place, (name, _) in enumerate(points)]
+    means = [sum(values) / len(values) for _, values in points]
+    below = [mean - min(values) for mean, (_, values) in zip(means, points, strict=True)]
+    above = [max(values) - mean for mean, (_, values) in zip(means, points, strict=True)]
+    panel.errorbar(
+        xs, means, yerr=[below, above], label=label, color=_COLOURS[number % len(_COLOURS)],
+        marker=_MARKERS[number % len(_MARKERS)], capsize=3, linewidth=1.6,
+    )  # fmt: skip
+    if not numeric:
+        panel.set_xticks(xs, [name for name, _ in points])
+
+
+def _number(name: str) -> float | None:
+    try:
+        return float(name)
+    except ValueError:
+        return None
+
+
+def _place(name: str) -> float:
+    found = _number(name)
+    return math.inf if found is None else found
+
+
+def _in_words(lines: Mapping[str, Sequence[Result]], axis: str, measure: str) -> str:
+    told = []
+    for label, members in lines.items():
+        points = spread(members, axis, lambda r: value_of(r.best_known, measure))
+        told.append(f"{label}: " + ", ".join(f"{name} {sum(v) / len(v):.4g}" for name, v in points))
+    return f"{measure}: " + "; ".join(told)
+
+
+# -- on the way ---------------------------------------------------------------------------------------------------------
+
+
+def _curves(results: Sequence[Result], folder: StudyFolder) -> Picture | None:
+    figure, panels = _figure(2, 3.2)
+    any_drawn = False
+    for number, result in enumerate(_first_seeds(results)):
+        steps = list(curve(folder, result.leaf.end))
+        for panel, modality in zip(panels, ("text", "caption"), strict=True):
+            told = [(tokens, losses[modality]) for tokens, losses in steps if modality in losses]
+            if told:
+                any_drawn = True
+                panel.plot(*zip(*_thinned(told), strict=True), color=_shade(number), linewidth=1.2, label=_label(result))
+    for panel, modality in zip(panels, ("text", "caption"), strict=True):
+        panel.set(xlabel="positions trained on", ylabel=f"{modality} loss, nats a token")
+        panel.grid(alpha=0.3)
+    if not any_drawn:
+        return None
+    panels[1].legend(fontsize=7)
+    caption = "Training losses, averaged over stretches; what runs share is drawn once on top of itself. The first seed."
+    return Picture("curves", "Learning curves by modality", caption, "Training losses of text and captions.", figure)
+
+
+def _forgetting(results: Sequence[Result], folder: StudyFolder) -> Picture | None:
+    """How the held-out loss of text moves after images enter."""
+    figure, panels = _figure(1, 3.2)
+    told = []
+    for number, result in enumerate(_first_seeds(results)):
+        gaps = set() if result.before is None else set(result.before.gaps)
+        points: dict[int, float] = {}
+        for tokens, losses in held_out_curve(folder, result.leaf.end):
+            text = [loss for name, loss in losses.items() if name not in gaps]
+            if text:
+                points[tokens] = sum(text) / len(text)
+        start = result.leaf.point.config.tokens_before(result.leaf.point.introduction)
+        after = [(tokens - start, loss) for tokens, loss in sorted(points.items()) if tokens >= start]
+        if len(after) > 1 and start:
+            moved = [(tokens, loss - after[0][1]) for tokens, loss in after]
+            panels[0].plot(*zip(*moved, strict=True), color=_shade(number), marker=".", label=_label(result))
+            told.append(f"{_label(result)}: {moved[-1][1]:+.3f}")
+    if not told:
+        return None
+    panels[0].axhline(0, color="#888888", linewidth=0.8)
+    panels[0].set(xlabel="positions after images enter", ylabel="text loss since then, nats a token")
+    panels[0].grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    caption = (
+        "Held-out loss of text, less that at the moment when images entered: above 0 text is forgotten. The first seed."
+    )
+    return Picture("forgetting", "Is text forgotten?", caption, "; ".join(told), figure)
+
+
+def _first_seeds(results: Sequence[Result]) -> list[Result]:
+    seeds = [r.leaf.point.value("seed") for r in results]
+    return [r for r in results if r.leaf.point.value("seed") == seeds[0]]
+
+
+def _thinned(points: list[tuple[int, float]]) -> list[tuple[float, float]]:
+    size = max(1, len(points) // _SMOOTHED)
+    groups = [points[at : at + size] for at in range(0, len(points), size)]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
+
+
+def _shade(number: int) -> str:
+    return _COLOURS[number % len(_COLOURS)]
+
+
+def _label(result: Result) -> str:
+    return ", ".join(f"{axis} {value}" for axis, value in result.leaf.point.values if axis != "seed") or "the one run"
+
+
+# -- controls -----------------------------------------------------------------------------------------------------------
+
+
+def _blind(results: Sequence[Result]) -> Picture | None:
+    """What remains of each measure of pictures when the picture is taken away or exchanged."""
+    bars: dict[str, dict[str, list[float]]] = {}
+    for result in results:
+        measures = result.best_known
+        if measures is None:
+            continue
+        for task, by in measures.controls.items():
+            if len(by) > 1:
+                for control, score in by.items():
+                    bars.setdefault(task, {}).setdefault(control, []).append(score)
+        for source, gap in measures.gaps.items():
+            bars.setdefault(f"{source}: loss under another picture less its own", {}).setdefault("gap", []).append(gap)
+    if not bars:
+        return None
+    figure, panels = _figure(1, 0.8 + 0.5 * sum(map(len, bars.values())))
+    labels: list[str] = []
+    for task, scores in bars.items():
+        for place, (control, values) in enumerate(scores.items()):
+            mean = sum(values) / len(values)
+            spans = [[mean - min(values)], [max(values) - mean]]
+            panels[0].barh(len(labels), mean, xerr=spans, color=_shade(place), capsize=3)
+            labels.append(f"{task}\n{control}")
+    panels[0].set_yticks(range(len(labels)), labels, fontsize=8)
+    panels[0].invert_yaxis()
+    panels[0].axvline(0, color="#888888", linewidth=0.8)
+    caption = (
+        "Means over all runs, lines from the least to the most. A task that is answered as well blind does not measure "
+        "seeing; a gap of 0 says that the model does not look."
+    )
+    alt = "; ".join(f"{t} {c} {sum(v) / len(v):.4g}" for t, told in bars.items() for c, v in told.items())
+    return Picture("blind", "Does it look at the picture?", caption, alt, figure)
+
+
+def _cost(results: Sequence[Result], costs: Mapping[str, Cost]) -> Picture | None:
+    measures = vision_measures(list(results))[:1]
+    points = []
+    for result in results:
+        value = value_of(result.best_known, measures[0]) if measures else None
+        last = result.leaf.finetuned or result.leaf.end
+        flops = sum(costs[s.key].flops for s in (*last.ancestors, last))
+        if value is not None and flops > 0:
+            points.append((flops, value, result))
+    if len(points) < 2:
+        return None
+    figure, panels = _figure(1, 3.4)
+    for number, (flops, value, result) in enumerate(points):
+        panels[0].plot(flops, value, marker=_MARKERS[number % len(_MARKERS)], color=_shade(number), linestyle="")
+        panels[0].annotate(_label(result), (flops, value), fontsize=6, xytext=(4, 3), textcoords="offset points")
+    panels[0].set(xlabel="FLOPs of the whole run, its shared part too", ylabel=_reading(measures[0]))
+    panels[0].grid(alpha=0.3)
+    caption = "Each run where it stands; a run that another beats at less cost is not worth its price."
+    return Picture("cost", "Cost against quality", caption, f"{len(points)} runs by FLOPs and {measures[0]}.", figure)
+
+
+def _figure(panels: int, height: float) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, height if panels == 1 else height), layout="constrained")
+    made = figure.subplots(1, panels, squeeze=False)
+    return figure, list(made[0])
+
+
+def _axis_label(axis: str) -> str:
+    return {
+        "introduction": "images enter after this share of the text trunk",
+        "visual_share": "share of visual tokens after that",
+    }.get(axis, axis.replace("_", " "))
+
+
+def _reading(measure: str) -> str:
+    kind, _, of = measure.partition(" ")
+    return {
+        "stable": f"stable score ({of})",
+        "naming": f"naming of {of}, above chance",
+        "gap": f"blind gap of {of}, nats",
+        "loss": f"held-out loss of {of}, nats (lower is better)",
+        "task": of,
+    }.get(kind, measure)
