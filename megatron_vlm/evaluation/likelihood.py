@@ -65,8 +65,8 @@ def likelihoods(
         block = shown[start : start + _BLOCK]
         offered = [choices_of(task, question, preface(task, shots.of(question))) for question in block]
         documents: list[Scored] = []
-        for question, choices, seen in zip(block, offered, pictures.of(block), strict=True):
-            documents += [_document(task, scorer, question, choice, seen) for choice in choices]
+        for number, (question, choices, seen) in enumerate(zip(block, offered, pictures.of(block), strict=True)):
+            documents += [_document(task, scorer, question, choice, seen, number) for choice in choices]
         scores = scorer.score(documents, greedy=True)
         without = np.zeros(len(documents))
         if task.normalise == "unconditional":
@@ -86,7 +86,12 @@ def likelihoods(
 
 
 def _document(
-    task: Task, scorer: Scorer, question: Question | None, choice: Choice, seen: tuple[npt.NDArray[np.uint8], ...]
+    task: Task,
+    scorer: Scorer,
+    question: Question | None,
+    choice: Choice,
+    seen: tuple[npt.NDArray[np.uint8], ...],
+    family: int | None = None,
 ) -> Scored:
     before, answer = split_ids(scorer.tokenizer, choice)
     rows = rows_of(scorer.shape, seen, 1) if question is not None and question.picture else 0
@@ -95,4 +100,4 @@ def _document(
     except ValueError as error:
         key = question.key if question is not None else ""
         raise DataError(f"task {task.name}, question {key}: {error}; raise data.sequence_length") from None
-    return Scored(segment, seen)
+    return Scored(segment, seen, family)

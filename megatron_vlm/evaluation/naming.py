@@ -100,7 +100,7 @@ class NamingTask:
             raise DataError(f"naming template {template!r} has no {{name}}")
         self._before, self._after = before, after
 
-    def _document(self, picture: np.ndarray | None, name: str) -> Scored:
+    def _document(self, picture: np.ndarray | None, name: str, family: int) -> Scored:
         tokens = self.scorer.tokens
         pictures = () if picture is None else (picture,)
         placeholders = [tokens.image_token_id] * rows_of(self.scorer.shape, pictures, 1)
@@ -109,7 +109,14 @@ class NamingTask:
         shared = len(prefix) if text[: len(prefix)] == prefix else 0
         ids = np.array([*placeholders, *text, tokens.eod_id], np.int32)
         segment = Segment(ids, MODALITY_CAPTION, loss_from=len(placeholders) - 1 + shared)
-        return Scored(segment, pictures)
+        return Scored(segment, pictures, family)
+
+    def _asked(self, questions: Sequence[Question], pictures: Sequence[np.ndarray | None], family: int) -> list[Scored]:
+        return [
+            self._document(picture, name, family + number)
+            for number, (question, picture) in enumerate(zip(questions, pictures, strict=True))
+            for name in question.choices
+        ]
 
     def measure(self, questions: Sequence[Question]) -> Naming:
         config = self.scorer.config
@@ -121,10 +128,10 @@ class NamingTask:
         ]
         grey = np.full((shape.image_size, shape.image_size, 3), 127, np.uint8) if decodes else None
         names = sorted({name for q in questions for name in q.choices})
-        seen = [self._document(p, n) for q, p in zip(questions, pictures, strict=True) for n in q.choices]
+        seen = self._asked(questions, pictures, 0)
         moved = pictures[1:] + pictures[:1]
-        blind = [self._document(p, n) for q, p in zip(questions, moved, strict=True) for n in q.choices]
-        without = [self._document(grey, name) for name in names]
+        blind = self._asked(questions, moved, len(questions))
+        without = [self._document(grey, name, 2 * len(questions)) for name in names]
         scores = self.scorer.score([*seen, *blind, *without])
         likelihood = -scores[: len(seen), 0].reshape(-1, CHOICES)
         lengths = scores[: len(seen), 1].reshape(-1, CHOICES)

@@ -5,6 +5,7 @@ megatron-core's local attention refuses packed sequences and its local norm refu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+
+from megatron_vlm.models.scored_row import ScoredRow
 
 
 def _tag_replicated(norm: torch.nn.Module, config: TransformerConfig) -> torch.nn.Module:
@@ -83,20 +86,38 @@ class DocumentGroups:
                 groups.setdefault(width, []).append((start, length))
         #: per group: gather indices [documents * width], width, number of documents
         self.groups: list[tuple[Tensor, int, int]] = []
-        inverse = torch.empty(bounds[-1], dtype=torch.int64)
-        offset = 0
+        #: where each position of the row stands in the concatenated group outputs
+        self.inverse = torch.zeros(bounds[-1], dtype=torch.int64)
+        self._offset = 0
         for documents in groups.values():
             width = max(length for _, length in documents)
             starts = torch.tensor([start for start, _ in documents]).unsqueeze(1)
             lengths = torch.tensor([length for _, length in documents]).unsqueeze(1)
             steps = torch.arange(width).unsqueeze(0)
-            index = (starts + torch.minimum(steps, lengths - 1)).reshape(-1)
-            real = (steps < lengths).reshape(-1)
-            inverse[index[real]] = offset + torch.nonzero(real).squeeze(1)
-            offset += index.numel()
-            self.groups.append((index, width, len(documents)))
-        #: where each position of the row stands in the concatenated group outputs
-        self.inverse = inverse
+            self._add(starts + torch.minimum(steps, lengths - 1), steps < lengths)
+
+    @classmethod
+    def of_places(cls, documents: Sequence[Tensor], positions: int) -> DocumentGroups:
+        """Of a causal row of `positions` whose documents are given by their places, int64 each; they may have places in
+        common at their beginning. What is in no document (padding) gets the output of another place."""
+        made = cls(torch.tensor([0]), causal=True)
+        made.inverse = torch.zeros(positions, dtype=torch.int64)
+        groups: dict[int, list[Tensor]] = {}
+        for places in documents:
+            groups.setdefault(_next_width(len(places)), []).append(places)
+        for members in groups.values():
+            lengths = torch.tensor([len(places) for places in members]).unsqueeze(1)
+            index = torch.nn.utils.rnn.pad_sequence(members, batch_first=True)
+            made._add(index, torch.arange(index.size(1)).unsqueeze(0) < lengths)
+        return made
+
+    def _add(self, index: Tensor, real: Tensor) -> None:
+        """A group: places `[documents, width]`, and which of them are the documents' own."""
+        flat = index.reshape(-1)
+        kept = torch.nonzero(real.reshape(-1)).squeeze(1)
+        self.inverse[flat[kept]] = self._offset + kept
+        self._offset += flat.numel()
+        self.groups.append((flat, index.size(1), index.size(0)))
 
 
 def _next_width(length: int) -> int:
@@ -108,7 +129,10 @@ def document_groups(packed: PackedSeqParams, causal: bool) -> DocumentGroups:
     """The groups of a packed row, made once and kept on it: every layer of a micro-batch asks for the same ones."""
     kept: dict[bool, DocumentGroups] = packed.__dict__.setdefault("_document_groups", {})
     if causal not in kept:
-        kept[causal] = DocumentGroups(packed.cu_seqlens_q, causal)
+        if isinstance(packed, ScoredRow) and packed.documents is not None and causal:
+            kept[causal] = DocumentGroups.of_places(packed.documents, packed.max_seqlen_q)
+        else:
+            kept[causal] = DocumentGroups(packed.cu_seqlens_q, causal)
     return kept[causal]
 
 

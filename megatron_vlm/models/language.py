@@ -13,6 +13,7 @@ from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch import Tensor
 
 from megatron_vlm.models.fused_embedding import FusedEmbedding
+from megatron_vlm.models.scored_row import ScoredRow
 
 
 def vocab_parallel_logsumexp(logits: Tensor) -> Tensor:
@@ -39,17 +40,25 @@ def label_likelihoods(logits: Tensor, labels: Tensor, vocab_size: int) -> tuple[
     """
     group = parallel_state.get_tensor_model_parallel_group()
     first = group.rank() * logits.size(-1)
-    ids = torch.arange(first, first + logits.size(-1), device=logits.device)
-    logits = logits.float().masked_fill(ids >= vocab_size, float("-inf"))
-    own = (labels >= first) & (labels < first + logits.size(-1))
+    first_padding = min(max(vocab_size - first, 0), logits.size(-1))
+    own = (labels >= first) & (labels < first + first_padding)
     at = torch.where(own, labels - first, 0).unsqueeze(-1)
+    logits = logits.float()
     lowest = torch.finfo(logits.dtype).min
     target = torch.where(own, logits.gather(-1, at).squeeze(-1), lowest)
-    best = logits.max(dim=-1).values.clamp(min=lowest)
+    if first_padding:
+        logits = logits[..., :first_padding]
+        best = logits.max(dim=-1).values
+    else:  # a rank that holds padding alone
+        logits = logits[..., :1].new_full(logits[..., :1].shape, float("-inf"))
+        best = torch.full_like(target, lowest)
     both = torch.stack([target, best])
     if group.size() > 1:
         dist.all_reduce(both, op=dist.ReduceOp.MAX, group=group)
-    return vocab_parallel_logsumexp(logits) - both[0], (both[0] >= both[1]).float()
+    total = (logits - both[1].unsqueeze(-1)).exp_().sum(dim=-1)
+    if group.size() > 1:
+        dist.all_reduce(total, group=group)
+    return total.log() + both[1] - both[0], (both[0] >= both[1]).float()
 
 
 class LanguageModel(GPTModel):
@@ -79,6 +88,17 @@ class LanguageModel(GPTModel):
             return self.embedding.embedding_dropout(x)
         with get_cuda_rng_tracker().fork():  # ranks hold different positions, and get different masks
             return self.embedding.embedding_dropout(x)
+
+    def _preprocess(self, *args: Any, packed_seq_params: Any = None, **kwargs: Any) -> Any:
+        made = super()._preprocess(*args, packed_seq_params=packed_seq_params, **kwargs)
+        if isinstance(packed_seq_params, ScoredRow) and made[1] is not None:
+            made = (made[0], packed_seq_params.rotary(made[1]), *made[2:])
+        return made
+
+    def _postprocess(self, hidden_states: Tensor, *args: Any, packed_seq_params: Any = None, **kwargs: Any) -> Any:
+        if isinstance(packed_seq_params, ScoredRow) and self.post_process:
+            hidden_states = packed_seq_params.hidden(hidden_states, self.config.sequence_parallel)
+        return super()._postprocess(hidden_states, *args, packed_seq_params=packed_seq_params, **kwargs)
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Labels `[b, s]` and this rank's logits `[s, b, v / tp]` -> loss of each token `[b, s]`, fp32."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,28 +13,17 @@ from torch import Tensor
 
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.steps import StepShape
-from megatron_vlm.data.micro_batch import MicroBatch, make_micro_batch
 from megatron_vlm.models.language import label_likelihoods
-from megatron_vlm.ops.assemble import Segment
+from megatron_vlm.models.specs import choose_layer_spec
 from megatron_vlm.ops.faults import raise_faults
-from megatron_vlm.ops.pack_plan import plan_packs
 from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training.engine import Engine, unwrap
-from megatron_vlm.training.step import forward_row
+from megatron_vlm.training.scoring_rows import Scored, ScoringBatch, families, lay_rows, scoring_batch
+
+__all__ = ["Scored", "needs_pictures", "rows_of", "score_documents"]
 
 #: positions of a micro-batch at most, but for a pack that is longer
 _POSITIONS = 4096
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A document to score: its ids (`loss_from` marks where the answer begins) and its pictures, uint8 `[height, width, 3]`.
-
-    Pictures are needed on ranks of the first pipeline stage, and, where they keep their aspect, on all (`needs_pictures`).
-    """
-
-    segment: Segment
-    pictures: tuple[np.ndarray, ...] = ()
 
 
 def needs_pictures(shape: StepShape, topology: Topology) -> bool:
@@ -51,17 +39,6 @@ def rows_of(shape: StepShape, pictures: Sequence[np.ndarray], count: int) -> int
     return sum(shape.picture.of_pixels(*picture.shape[:2]) for picture in pictures)
 
 
-def _rows(documents: Sequence[Scored], capacity: int) -> list[list[int]]:
-    """Documents by number into as few rows of at most `capacity` positions as best fit takes."""
-    lengths = np.array([len(document.segment.ids) - 1 for document in documents], np.int64)
-    if lengths.max(initial=0) > capacity:
-        number = int(lengths.argmax())
-        raise ValueError(f"document {number} has {lengths[number]} positions, a row {capacity}")
-    plan = plan_packs(lengths, capacity)
-    borders = zip(plan.pack_starts[:-1], plan.pack_starts[1:], strict=True)
-    return [plan.document[begin:end].tolist() for begin, end in borders]
-
-
 def score_documents(
     engine: Engine,
     shape: StepShape,
@@ -69,11 +46,13 @@ def score_documents(
     tokens: TokenCounts,
     documents: Sequence[Scored],
     greedy: bool = False,
+    share: bool = True,
 ) -> np.ndarray:
     """Negative log-likelihood of each document's trained labels, in rows of `shape.sequence_length` positions.
 
     Placeholders and pictures of the documents are of that shape too. Every rank passes the same documents; data-parallel
-    ranks share the rows.
+    ranks share the rows. Logits are made of scored positions alone. What documents of a family begin with is read once,
+    unless not `share`; Transformer Engine's attention cannot, and reads each document by itself.
 
     Returns:
         float64 `[documents, 2]` on every rank: sum over the labels in nats, and their number. With `greedy`
@@ -83,26 +62,40 @@ def score_documents(
     Raises:
         ValueError: a document longer than a row.
     """
-    rows = _rows(documents, shape.sequence_length)
+    result = torch.zeros(len(documents), 3 if greedy else 2, dtype=torch.float64)
+    parallel, host = engine.config.parallel, topology.device.type == "cpu"
+    by_places = host and choose_layer_spec(parallel.layer_spec, topology.device.type) == "host"
+    found = families(documents, shape.sequence_length, tokens.image_token_id, share and by_places)
+    rows = lay_rows(found, shape.sequence_length) if found else []
     # packs that are laid end to end are one micro-batch: short ones alone are mostly overhead. All have as many
-    together = max(1, min(_POSITIONS // shape.sequence_length, -(-len(rows) // topology.data_size)))
-    groups = [rows[at : at + together] for at in range(0, len(rows), together)]
+    most = max(1, _POSITIONS // shape.sequence_length)
+    count = -(-max(1, len(rows)) // most)
+    count += -count % topology.data_size
+    together = -(-len(rows) // count)
+    groups = [rows[at : at + together] for at in range(0, len(rows), max(1, together))]
     mine = groups[topology.data_rank :: topology.data_size]
     chunks = len(engine.forward_chunks)
-    result = torch.zeros(len(documents), 3 if greedy else 2, dtype=torch.float64)
     if mine:
-        batches = [_batch(group, documents, shape, topology, tokens, together) for group in mine]
+        batches = [
+            scoring_batch(
+                group,
+                documents,
+                shape,
+                tokens,
+                packs=together,
+                pictures=topology.on_first_stage,
+                multiple=parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1,
+                device=topology.device,
+                by_places=by_places,
+            )
+            for group in mine
+        ]
         if chunks > 1:  # the interleaved schedule wants whole groups of micro-batches
             batches += batches[-1:] * (-len(batches) % topology.pipeline_size)
         outputs = _forward(engine, batches, tokens.vocab_size if greedy else None)
         if topology.on_last_stage and topology.tensor_rank == 0:
-            for group, losses in zip(mine, outputs, strict=False):
-                for place, row in enumerate(group):
-                    at = place * shape.sequence_length
-                    for number in row:
-                        length = len(documents[number].segment.ids) - 1
-                        result[number] = losses[:, at : at + length].double().sum(dim=1).cpu()
-                        at += length
+            for batch, values in zip(batches[: len(mine)], outputs, strict=False):
+                result.index_add_(0, batch.owner, values[:, : len(batch.owner)].double().T.cpu())
     result = result.to(topology.device)
     dist.all_reduce(result)
     scores = result.cpu().numpy()
@@ -110,43 +103,35 @@ def score_documents(
     return scores
 
 
-def _batch(
-    rows: Sequence[Sequence[int]],
-    documents: Sequence[Scored],
-    shape: StepShape,
-    topology: Topology,
-    tokens: TokenCounts,
-    packs: int = 1,
-) -> MicroBatch:
-    """Rows of documents by number as a micro-batch of `packs` packs; those that are missing are padding."""
-    pictures = [picture for row in rows for number in row for picture in documents[number].pictures]
-    sizes = tuple((picture.shape[0], picture.shape[1]) for picture in pictures) if shape.picture.native else None
-    filled = [[documents[number].segment for number in row] for row in rows]
-    return make_micro_batch(
-        filled + [[] for _ in range(packs - len(rows))],
-        pictures if topology.on_first_stage else None,
-        tokens,
-        shape,
-        sizes,
-    ).to(topology.device)
-
-
 @torch.no_grad()
-def _forward(engine: Engine, batches: Sequence[MicroBatch], vocab_size: int | None) -> list[Tensor]:
-    """[losses masked, mask], `[2, t]`, of each row, on the last stage; with a vocabulary also where the label is the
-    likeliest of it, masked, `[3, t]`."""
+def _forward(engine: Engine, batches: Sequence[ScoringBatch], vocab_size: int | None) -> list[Tensor]:
+    """[losses, ones] of each batch's scored places, `[2, n]`, on the last stage; with a vocabulary also where the label is
+    the likeliest of it, `[3, n]`."""
 
-    def step(iterator: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
+    def step(iterator: Iterator[ScoringBatch], model: torch.nn.Module) -> tuple[Tensor, Any]:
         batch = next(iterator)
+        core, micro = unwrap(model), batch.micro_batch
 
         def collect(losses: Tensor, non_loss_data: bool = False) -> Tensor:
-            mask = batch.loss_mask
-            if vocab_size is None or not unwrap(model).post_process:
-                return torch.cat([losses * mask, mask])
+            if not core.post_process:
+                return losses.new_zeros(0)
+            if vocab_size is None:
+                return torch.cat([losses, torch.ones_like(losses)])
             losses, likeliest = label_likelihoods(losses, batch.labels, vocab_size)
-            return torch.cat([losses * mask, mask, likeliest * mask])
+            return torch.cat([losses, torch.ones_like(losses), likeliest])
 
-        return forward_row(model, batch, labels=vocab_size is None), collect
+        output = model(
+            tokens=micro.tokens,
+            position_ids=batch.position_ids,
+            packed_seq_params=batch.row,
+            labels=batch.labels if vocab_size is None and core.post_process else None,
+            pixels=micro.pixels if core.pre_process else None,
+            row_index=micro.row_index if core.pre_process else None,
+            image_tokens=micro.image_tokens if core.pre_process else None,
+            picture_sizes=micro.sizes if core.pre_process else None,
+            image_rows=micro.image_rows if core.pre_process else None,
+        )
+        return output, collect
 
     chunks: Any = list(engine.forward_chunks)
     for chunk in chunks:
@@ -158,7 +143,7 @@ def _forward(engine: Engine, batches: Sequence[MicroBatch], vocab_size: int | No
             data_iterator=iterators if len(chunks) > 1 else iterators[0],
             model=chunks if len(chunks) > 1 else chunks[0],
             num_microbatches=len(batches),
-            seq_length=batches[0].tokens.size(1),
+            seq_length=batches[0].micro_batch.tokens.size(1),
             micro_batch_size=1,
             forward_only=True,
             collect_non_loss_data=True,

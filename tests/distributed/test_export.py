@@ -18,8 +18,9 @@ from megatron_vlm.evaluation.scorer import Scorer, layout_for
 from megatron_vlm.ops.assemble import MODALITY_TEXT, Segment
 from megatron_vlm.training.checkpoint import checkpoint_config, find_checkpoint
 from megatron_vlm.training.loop import Run
-from megatron_vlm.training.scoring import Scored, _batch
+from megatron_vlm.training.scoring import Scored
 from megatron_vlm.training.step import forward_row
+from tests.distributed.alone import alone
 from tests.distributed.ranks import run_ranks
 from tests.distributed.tiny_run import PP2, TP2, configuration
 
@@ -49,7 +50,7 @@ def _ours(folder: Path) -> tuple[np.ndarray, tuple[int, ...], list[int]]:
     scorer = Scorer.open(checkpoint, layout_for(checkpoint_config(checkpoint), 1, {}, generates=True))
     ids = scorer.tokenizer.encode(TEXT)
     document = Scored(Segment(np.array([*ids, 0], np.int32), MODALITY_TEXT))
-    batch = _batch([[0]], [document], scorer.shape, scorer.topology, scorer.tokens)
+    batch = alone(document, scorer)
     (model,) = scorer.engine.forward_chunks
     model.eval()
     with torch.no_grad():

@@ -20,8 +20,9 @@ from megatron_vlm.evaluation.scorer import Scorer, layout_for
 from megatron_vlm.ops.assemble import MODALITY_TEXT, Segment
 from megatron_vlm.training.checkpoint import checkpoint_config, find_checkpoint
 from megatron_vlm.training.loop import Run
-from megatron_vlm.training.scoring import Scored, _batch
+from megatron_vlm.training.scoring import Scored
 from megatron_vlm.training.step import forward_row
+from tests.distributed.alone import alone
 from tests.distributed.ranks import run_ranks
 from tests.distributed.tiny_run import PP2, SAMPLE, TP2, configuration
 
@@ -85,7 +86,7 @@ def _whole(folder: Path) -> list[tuple]:
         ids, ended = prompt.ids.tolist(), False
         while len(ids) < len(prompt.ids) + NEW and not ended:
             segment = Segment(np.array([*ids, 0], np.int32), MODALITY_TEXT)
-            batch = _batch([[0]], [Scored(segment, prompt.pictures)], scorer.shape, scorer.topology, scorer.tokens)
+            batch = alone(Scored(segment, prompt.pictures), scorer)
             with torch.no_grad():
                 logits = forward_row(model, batch, labels=False)[0, len(ids) - 1, : scorer.tokens.vocab_size]
             logits[[scorer.tokens.image_token_id, scorer.tokens.pad_id]] = float("-inf")

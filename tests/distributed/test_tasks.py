@@ -22,8 +22,9 @@ from megatron_vlm.evaluation.task import Task, load_task, task_files
 from megatron_vlm.evaluation.task_pictures import TaskPictures
 from megatron_vlm.training.checkpoint import checkpoint_config, find_checkpoint
 from megatron_vlm.training.loop import Run
-from megatron_vlm.training.scoring import Scored, _batch
+from megatron_vlm.training.scoring import Scored
 from megatron_vlm.training.step import forward_row
+from tests.distributed.alone import alone
 from tests.distributed.ranks import run_ranks
 from tests.distributed.tiny_run import PP2, SAMPLE, TP2, configuration
 
@@ -108,7 +109,7 @@ def _alone(folder: Path) -> list[tuple[str, float]]:
                 before, answer = split_ids(scorer.tokenizer, choice)
                 rows = scorer.shape.image_tokens if seen else 0
                 document = Scored(segment_of(scorer.tokenizer, before, answer, rows, scorer.shape.sequence_length), seen)
-                batch = _batch([[0]], [document], scorer.shape, scorer.topology, scorer.tokens)
+                batch = alone(document, scorer)
                 with torch.no_grad(), scorer.engine.whole_parameters():
                     logits = forward_row(model, batch, labels=False)[0].double()
                 labels = torch.tensor(answer)

@@ -78,7 +78,12 @@ class HarnessModel(LM):
         for start in range(0, len(pairs), _BLOCK):
             block = pairs[start : start + _BLOCK]
             segments = [segment_of(self.scorer.tokenizer, b, a[-capacity:], 0, capacity) for b, a in block]
-            scores = self.scorer.score([Scored(segment) for segment in segments], greedy=True)
+            # neighbours are a question's choices, as far as their contexts are the same
+            family, documents = 0, []
+            for number, segment in enumerate(segments):
+                family += number > 0 and block[number][0] != block[number - 1][0]
+                documents.append(Scored(segment, (), family))
+            scores = self.scorer.score(documents, greedy=True)
             found += [(-float(nll), bool(likeliest == count), int(count)) for nll, count, likeliest in scores.tolist()]
         return found
 
