@@ -5,6 +5,7 @@
   megatron-vlm train --config runs/start/checkpoints/step-00000000/config.yaml --checkpoint.start_from runs/start ...
   megatron-vlm convert export runs/first --to exported/                                         the newest checkpoint
   megatron-vlm convert export runs/first/checkpoints/step-00001200 --to exported/ --part language --family llama
+  megatron-vlm convert export runs/lora --to adapter/ --part adapter                            low-rank updates, for peft
 
 `import` derives the model's configuration from the folder's config.json, lays it on --preset or --config, and writes a
 checkpoint that any layout loads, with its config.yaml beside it. What the folders do not hold begins as in a new run.
@@ -48,8 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run's folder or a step's")
     out.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="a new folder")
     out.add_argument(
-        "--part", choices=("all", "language", "vision"), default="all", help="of the model that is written (default: all)"
+        "--part",
+        choices=("all", "language", "vision", "adapter"),
+        default="all",
+        help="of the model that is written (default: all); adapter: low-rank updates of the language model, for peft",
     )
+    out.add_argument("--without-updates", action="store_true", help="low-rank updates are not added to their matrices")
     out.add_argument("--family", help="model_type of the language model written (default: the first that can say it)")
     out.add_argument("--vocab-rows", type=int, metavar="N", help="rows of the word embeddings (default: the tokenizer's)")
     out.add_argument("--shard-size", default="4GB", metavar="SIZE", help="of a file at most (default: 4GB)")
@@ -104,9 +109,24 @@ def _show_import(plan: ImportPlan) -> int:
 def _export(args: argparse.Namespace) -> int:
     from megatron_vlm.interop.exporting import plan_export, run_export
 
-    plan = plan_export(args.checkpoint, args.part, args.family, args.vocab_rows, _dtype(args.dtype), not args.no_tokenizer)
+    adapter = args.part == "adapter"
+    plan = plan_export(
+        args.checkpoint,
+        "language" if adapter else args.part,
+        args.family,
+        args.vocab_rows,
+        _dtype(args.dtype),
+        not args.no_tokenizer,
+        not args.without_updates,
+    )
     if args.dry_run:
-        return _show_export(plan)
+        return _show_adapter(plan) if adapter else _show_export(plan)
+    if adapter:
+        from megatron_vlm.interop.peft_adapter import write_adapter
+
+        modules = write_adapter(plan, args.to)
+        print(f"wrote {args.to}: rank {plan.config.model.lora.rank} beside {', '.join(modules)}")
+        return 0
     files = run_export(plan, args.to, size_in_bytes(args.shard_size), args.chat_template)
     print(f"wrote {args.to}: {plan.architecture}, {len(files)} file(s) of weights, {plan.rows:,} words")
     return 0
@@ -120,6 +140,14 @@ def _show_export(plan: ExportPlan) -> int:
         print(f"(all {value:g})  ->  {name} {list(shape)}")
     _show_rest(plan.left_over, plan.problems)
     return 2 if plan.problems else 0
+
+
+def _show_adapter(plan: ExportPlan) -> int:
+    from megatron_vlm.interop.peft_adapter import adapter_tensors
+
+    for name, value in adapter_tensors(plan):
+        print(f"{name} {list(value.shape)}")
+    return 0
 
 
 def _show_rest(left_over: list[tuple[str, str]], problems: list[str]) -> None:

@@ -25,12 +25,13 @@ class CheckpointTensors:
 
     Args:
         lora: of the checkpoint's configuration.
+        with_updates: False leaves them out: the matrices as they were before.
 
     Raises DataError where megatron-core's table of contents cannot be read.
     """
 
-    def __init__(self, checkpoint: Path, lora: LoraConfig) -> None:
-        self.checkpoint, self._lora = checkpoint, lora
+    def __init__(self, checkpoint: Path, lora: LoraConfig, with_updates: bool = True) -> None:
+        self.checkpoint, self._lora, self._with_updates = checkpoint, lora, with_updates
         contents = read_contents(checkpoint)
         self._chunks: dict[str, list[tuple[Any, Any]]] = {}
         for index, place in contents.storage_data.items():
@@ -54,7 +55,7 @@ class CheckpointTensors:
         Raises DataError where a file is damaged or pieces are missing; KeyError where there is none of that name.
         """
         whole, update = self._read(name), self.read_update(name)
-        if update is None:
+        if update is None or not self._with_updates:
             return whole
         a, b = update
         return (whole.float() + self._lora.alpha / self._lora.rank * (b.float() @ a.float())).to(whole.dtype)

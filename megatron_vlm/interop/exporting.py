@@ -72,6 +72,7 @@ def plan_export(
     vocabulary_rows: int | None = None,
     dtype: torch.dtype | None = None,
     with_tokenizer: bool = True,
+    with_updates: bool = True,
 ) -> ExportPlan:
     """
     Args:
@@ -80,6 +81,7 @@ def plan_export(
         vocabulary_rows: rows of the word embeddings that are kept; None: as the folder had that the checkpoint was imported
             from, and at least the tokenizer's words.
         dtype: of the tensors; None: as the checkpoint has them.
+        with_updates: whether low-rank updates are added to their matrices.
 
     Raises:
         DataError: no whole checkpoint, or its tokenizer is not there.
@@ -89,7 +91,7 @@ def plan_export(
     run = read_run_file(checkpoint)
     config = from_map(run["config"])
     tokenizer = _tokenizer(config, run) if with_tokenizer else None
-    tensors = CheckpointTensors(checkpoint, config.model.lora)
+    tensors = CheckpointTensors(checkpoint, config.model.lora, with_updates)
     rows = _rows(run, tensors, tokenizer, vocabulary_rows)
     architecture, fields, mapping = _written_as(config, part, family, rows, tokenizer)
     plan = ExportPlan(checkpoint, run, config, part, architecture, fields, mapping, tensors, rows, tokenizer, dtype or None)
