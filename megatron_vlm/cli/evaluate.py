@@ -53,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--harness",
         metavar="NAMES",
-        help="tasks of lm-evaluation-harness, by name with commas: arc_easy,hellaswag (pip install lm-eval)",
+        help="tasks of lm-evaluation-harness, by name with commas: arc_easy,hellaswag (pip install lm-eval); after the word "
+        "lmms-eval: those of lmms-eval: lmms-eval:pope,gqa (pip install lmms-eval)",
     )
     parser.add_argument("--harness-include", type=Path, metavar="DIR", help="a folder of your own of its task files")
     parser.add_argument("--harness-shots", type=int, metavar="N", help="examples before each of the harness's questions")
@@ -100,6 +101,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from megatron_vlm.data.sources.opening import expand_inputs
     from megatron_vlm.errors import UserError
     from megatron_vlm.evaluation.harness.run_lm_eval import harness_table, require_harness, run_lm_eval
+    from megatron_vlm.evaluation.harness.run_lmms_eval import PREFIX, lmms_table, require_lmms_eval, run_lmms_eval
     from megatron_vlm.evaluation.held_out import measure_held_out
     from megatron_vlm.evaluation.naming import NamingTask, make_questions
     from megatron_vlm.evaluation.report import as_map, table, write_json
@@ -121,8 +123,9 @@ def _evaluate(args: argparse.Namespace) -> int:
         wanted[name] = expand_inputs([pattern])
     checkpoint = find_checkpoint(args.checkpoint)
     config, given = apply_overrides(checkpoint_config(checkpoint), args.overrides)
+    visual = (args.harness or "").startswith(PREFIX)
     if args.harness:
-        require_harness()
+        (require_lmms_eval if visual else require_harness)()
     generates = bool(args.harness) or any(not task.by_likelihood for task in tasks)
     config = layout_for(config, world_size_from_environment(), given.get("parallel", {}), generates)
     scorer = Scorer.open(checkpoint, config)
@@ -137,13 +140,16 @@ def _evaluate(args: argparse.Namespace) -> int:
         scores = list(run_tasks(scorer, tasks, controls, args.limit))
         harness = None
         if args.harness:
-            names = [name for name in args.harness.split(",") if name]
-            harness = run_lm_eval(scorer, names, args.harness_include, args.harness_shots, args.limit)
+            names = [name for name in args.harness.removeprefix(PREFIX).split(",") if name]
+            if visual:
+                harness = run_lmms_eval(scorer, names, args.harness_include, args.limit)
+            else:
+                harness = run_lm_eval(scorer, names, args.harness_include, args.harness_shots, args.limit)
         if scorer.topology.rank == 0:
             results = as_map(scorer.step, held_out, naming, scores)
             if harness is not None:
                 results["harness"] = harness["results"]
-                print(harness_table(harness))
+                print((lmms_table if visual else harness_table)(harness))
             print(f"{checkpoint}, step {scorer.step}")
             print(table(held_out, naming))
             if scores:
