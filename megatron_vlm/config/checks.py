@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from megatron_vlm.config.curriculum_checks import curriculum_problems
 from megatron_vlm.config.language_checks import language_problems
+from megatron_vlm.config.model import VisionConfig
 from megatron_vlm.config.nearest import nearest_divisor, nearest_multiple
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.config.shape_checks import batch_problems, picture_problems, row_problems
@@ -101,11 +102,15 @@ def _model(config: RunConfig) -> Iterator[str]:
             f"model.language.num_attention_heads: {heads} does not divide hidden_size {language.hidden_size} into heads of "
             f"an even size, as rotary positions need; nearest that does: {nearest}"
         )
-    if vision.hidden_size % vision.num_attention_heads:
-        yield (
-            f"model.vision.num_attention_heads: {vision.num_attention_heads} does not divide hidden_size "
-            f"{vision.hidden_size}; nearest that does: {nearest_divisor(vision.hidden_size, vision.num_attention_heads)}"
-        )
+    yield from _encoder("model.vision", vision)
+    second = config.model.vision_second
+    if second is not None:
+        yield from _encoder("model.vision_second", second)
+        if second.patch_size != vision.patch_size:
+            yield (
+                f"model.vision_second.patch_size: {second.patch_size}, and model.vision has {vision.patch_size}: features "
+                f"of a patch stand side by side; nearest that does: {vision.patch_size}"
+            )
     if language.num_attention_heads % language.query_groups:
         yield (
             f"model.language.num_query_groups: {language.query_groups} does not divide the "
@@ -120,11 +125,19 @@ def _model(config: RunConfig) -> Iterator[str]:
             f"model.projector.pixel_shuffle: {shuffle} does not divide the {vision.grid} x {vision.grid} patches of a "
             f"picture; nearest that does: {nearest_divisor(vision.grid, shuffle)}"
         )
+
+
+def _encoder(where: str, vision: VisionConfig) -> Iterator[str]:
+    if vision.hidden_size % vision.num_attention_heads:
+        yield (
+            f"{where}.num_attention_heads: {vision.num_attention_heads} does not divide hidden_size "
+            f"{vision.hidden_size}; nearest that does: {nearest_divisor(vision.hidden_size, vision.num_attention_heads)}"
+        )
     if vision.register_tokens and vision.kind != "dinov2":
-        yield f"model.vision.register_tokens: only dinov2 has register tokens, kind is {vision.kind}; set it to 0"
+        yield f"{where}.register_tokens: only dinov2 has register tokens, kind is {vision.kind}; set it to 0"
     if not 0 <= vision.skip_last_layers < vision.num_layers:
         yield (
-            f"model.vision.skip_last_layers: {vision.skip_last_layers} must be from 0 to {vision.num_layers - 1} "
+            f"{where}.skip_last_layers: {vision.skip_last_layers} must be from 0 to {vision.num_layers - 1} "
             f"with {vision.num_layers} layers"
         )
 
@@ -165,6 +178,14 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
         "model.language.ffn_hidden_size": language.ffn_width,
         "model.vision.num_attention_heads": vision.num_attention_heads,
         "model.vision.ffn_hidden_size": vision.ffn_width,
+        **(
+            {}
+            if (second := config.model.vision_second) is None
+            else {
+                "model.vision_second.num_attention_heads": second.num_attention_heads,
+                "model.vision_second.ffn_hidden_size": second.ffn_width,
+            }
+        ),
         "model.language.vocab_pad_multiple": language.vocab_pad_multiple,
         "model.projector.hidden_size": config.model.projector.hidden_size or language.hidden_size,
     }

@@ -153,8 +153,21 @@ class LoraConfig:
 class ModelConfig:
     language: LanguageConfig = field(default_factory=LanguageConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
+    #: another encoder of the same patch_size, whose features of a patch stand beside the first one's; it is trained and
+    #: frozen with it (`vision`). null: none
+    vision_second: VisionConfig | None = None
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+
+    @property
+    def encoders(self) -> tuple[VisionConfig, ...]:
+        """One, or two side by side."""
+        return (self.vision,) if self.vision_second is None else (self.vision, self.vision_second)
+
+    @property
+    def vision_width(self) -> int:
+        """Features of a patch, of all encoders together."""
+        return sum(vision.hidden_size for vision in self.encoders)
 
     @property
     def image_tokens(self) -> int:

@@ -125,6 +125,8 @@ def _written_as(
 ) -> tuple[str, dict[str, Any], TensorMapping]:
     """The class, config.json without what every folder has, and the tensors."""
     model, vision = config.model, registry.vision_for(config.model.vision)
+    if part != "language" and model.vision_second is not None:
+        raise Unexpressed("no class of transformers has two encoders side by side; export it with --part language")
     if part == "vision":
         fields = {"model_type": vision.model_type, **vision.write(model.vision)}
         return vision.architecture, fields, vision.mapping(model.vision)

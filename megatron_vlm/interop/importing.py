@@ -21,6 +21,9 @@ from megatron_vlm.interop.mapping import Entry
 from megatron_vlm.interop.model_tensors import (
     OUTPUT,
     POSITIONS,
+    SECOND,
+    SECOND_POSITIONS,
+    VISION,
     WORDS,
     extra_states,
     first_constant,
@@ -72,6 +75,9 @@ def import_config(sources: Sequence[Source], base: RunConfig, overrides: Sequenc
             value = getattr(source, part)
             if value is None:
                 continue
+            if part == "vision" and part in parts and "vision_second" not in parts and source.language is None:
+                parts["vision_second"] = value
+                continue
             if part in parts:
                 raise DataError(f"{source.where}: its {part} model is there from another folder; give one of each")
             parts[part] = value
@@ -79,6 +85,21 @@ def import_config(sources: Sequence[Source], base: RunConfig, overrides: Sequenc
     if "language" in parts:
         parts["language"] = replace(parts["language"], vocab_pad_multiple=multiple)
     return apply_overrides(replace(base, model=ModelConfig(**{**vars(base.model), **parts})), overrides)[0]
+
+
+def with_second_encoder(sources: Sequence[Source]) -> list[Source]:
+    """The sources, the second encoder among them under the names that it has in the model."""
+    found: list[Source] = []
+    seen = False
+    for source in sources:
+        if source.vision is not None and seen:
+            entries = tuple(
+                replace(entry, ours=SECOND + entry.ours.removeprefix(VISION)) for entry in source.mapping.entries
+            )
+            source = replace(source, mapping=replace(source.mapping, entries=entries))
+        seen = seen or source.vision is not None
+        found.append(source)
+    return found
 
 
 def with_tokenizer_of(sources: Sequence[Source], base: RunConfig) -> RunConfig:
@@ -103,6 +124,7 @@ def plan_import(sources: Sequence[Source], base: RunConfig, overrides: Sequence[
     config, padded = _vocabulary(config, rows, tokenizer.vocab_size if tokenizer else rows)
     plan = ImportPlan(config, tokenizer)
     wanted = model_tensors(config.model, padded)
+    sources = with_second_encoder(sources)
     taken = {entry.ours: (source, entry) for source in sources for entry in source.mapping.entries}
     for name, shape in wanted.items():
         if name in taken:
@@ -140,7 +162,7 @@ def _step(name: str, shape: Shape, source: Source, entry: Entry, problems: list[
         return Step(name, shape, source, entry)
     if name in _VOCABULARY and there[1:] == shape[1:] and there[0] < shape[0]:
         return Step(name, shape, source, entry, f"{shape[0] - there[0]} rows of zeros added for the vocabulary's padding")
-    if name == POSITIONS and there[1:] == shape[1:]:
+    if name in (POSITIONS, SECOND_POSITIONS) and there[1:] == shape[1:]:
         return Step(name, shape, source, entry, f"interpolated from {there[0]} positions to {shape[0]}")
     problems.append(
         f"{source.where}: {' + '.join(entry.theirs)} make {name} of the shape {list(there)}, and the configuration wants "
@@ -192,8 +214,11 @@ def _value(step: Step, plan: ImportPlan) -> Tensor | None:
         raise DataError(f"{step.source.where}: {' + '.join(step.entry.theirs)}: {reason}") from None
     if step.name in _VOCABULARY and value.size(0) < step.shape[0]:
         return torch.cat([value, value.new_zeros(step.shape[0] - value.size(0), value.size(1))])
-    if step.name == POSITIONS and tuple(value.shape) != step.shape:
-        return resized_positions(value, plan.config.model.vision)
+    if step.name in (POSITIONS, SECOND_POSITIONS) and tuple(value.shape) != step.shape:
+        model = plan.config.model
+        vision = model.vision if step.name == POSITIONS else model.vision_second
+        assert vision is not None
+        return resized_positions(value, vision)
     return value
 
 

@@ -12,10 +12,13 @@ from megatron_vlm.interop.layouts import Shape
 
 LANGUAGE = "language_model."
 VISION = "vision."
+#: of another encoder, which is a part of the first
+SECOND = "vision.second."
 PROJECTOR = "projector."
 WORDS = "language_model.embedding.word_embeddings.weight"
 OUTPUT = "language_model.output_layer.weight"
 POSITIONS = "vision.position_embeddings.weight"
+SECOND_POSITIONS = "vision.second.position_embeddings.weight"
 
 #: modules whose first values are one and not drawn or zero
 _ONES = ("layer_norm_weight", "layernorm.weight", "pre_norm.weight", "bda.norm.weight", ".gamma")
@@ -65,7 +68,13 @@ def language_tensors(language: LanguageConfig, rows: int) -> Iterator[tuple[str,
         yield OUTPUT, (rows, hidden)
 
 
-def vision_tensors(vision: VisionConfig) -> Iterator[tuple[str, Shape]]:
+def vision_tensors(vision: VisionConfig, root: str = VISION) -> Iterator[tuple[str, Shape]]:
+    """`root`: of the encoder's names, "vision." or "vision.second."."""
+    for name, shape in _vision_tensors(vision):
+        yield root + name.removeprefix(VISION), shape
+
+
+def _vision_tensors(vision: VisionConfig) -> Iterator[tuple[str, Shape]]:
     hidden, width = vision.hidden_size, vision.ffn_width
     yield "vision.patch_embedding.weight", (hidden, 3 * vision.patch_size**2)
     if vision.kind != "clip":
@@ -117,7 +126,8 @@ def model_tensors(model: ModelConfig, rows: int) -> dict[str, Shape]:
         [
             *language_tensors(model.language, rows),
             *vision_tensors(model.vision),
-            *projector_tensors(model.projector, model.vision.hidden_size, model.language.hidden_size),
+            *(vision_tensors(model.vision_second, SECOND) if model.vision_second is not None else ()),
+            *projector_tensors(model.projector, model.vision_width, model.language.hidden_size),
         ]
     )
 

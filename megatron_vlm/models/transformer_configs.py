@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_vlm.config.model import GATED, ModelConfig
+from megatron_vlm.config.model import GATED, ModelConfig, VisionConfig
 from megatron_vlm.config.parallel import ParallelConfig
 
 
@@ -106,9 +106,12 @@ def language_config(model: ModelConfig, parallel: ParallelConfig, device_type: s
     return TransformerConfig(**options)
 
 
-def vision_config(model: ModelConfig, parallel: ParallelConfig, device_type: str) -> TransformerConfig:
-    """The encoder is whole on the first pipeline stage, so its configuration has no pipeline of its own."""
-    vision = model.vision
+def vision_config(
+    model: ModelConfig, parallel: ParallelConfig, device_type: str, encoder: VisionConfig | None = None
+) -> TransformerConfig:
+    """The encoder is whole on the first pipeline stage, so its configuration has no pipeline of its own. `encoder` None: the
+    model's first."""
+    vision = encoder or model.vision
     return TransformerConfig(
         **_shared(parallel, device_type),
         num_layers=vision.num_layers - vision.skip_last_layers,

@@ -32,9 +32,17 @@ class VisionEncoder(MegatronModule):
     """
 
     def __init__(
-        self, vision: VisionConfig, config: TransformerConfig, layer_spec: str, group: int = 1, native: bool = False
+        self,
+        vision: VisionConfig,
+        config: TransformerConfig,
+        layer_spec: str,
+        group: int = 1,
+        native: bool = False,
+        second: VisionEncoder | None = None,
     ) -> None:
         super().__init__(config=config)
+        #: its features of a patch stand beside this one's; a part of this module, so that both are trained and frozen alike
+        self.second = second
         self.vision, self.group = vision, group
         hidden, dtype = vision.hidden_size, config.params_dtype
         self.patch_embedding = torch.nn.Linear(3 * vision.patch_size**2, hidden, bias=vision.kind != "clip", dtype=dtype)
@@ -83,13 +91,19 @@ class VisionEncoder(MegatronModule):
 
         Returns:
             features `[pictures, patches, hidden_size]` in the parameters' dtype, patches in blocks of `group` x `group`: in
-            reading order for a group of 1. With `sizes` `[1, patches, hidden_size]`, those of all pictures.
+            reading order for a group of 1. With `sizes` `[1, patches, hidden_size]`, those of all pictures. A second
+            encoder's stand beside them.
 
         Raises:
             ValueError: as `grid_of`.
         """
-        if sizes is not None:
-            return self._packed(pixels, sizes)
+        features = self._squares(pixels) if sizes is None else self._packed(pixels, sizes)
+        if self.second is not None:
+            features = torch.cat([features, self.second(pixels, sizes)], dim=-1)
+        return features
+
+    def _squares(self, pixels: Tensor) -> Tensor:
+        """Pictures that are all alike: `[pictures, patches, hidden_size]`."""
         vision, grid = self.vision, self.grid_of(pixels)
         patches, places = patchify_squares(
             pixels, vision.patch_size, vision.pixel_mean, vision.pixel_std, self.config.params_dtype, self.group

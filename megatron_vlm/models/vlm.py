@@ -86,17 +86,17 @@ class VisionLanguageModel(MegatronModule):
         self.vision: VisionEncoder | None = None
         self.projector: Projector | None = None
         if pre_process:
-            self.vision = VisionEncoder(
-                model.vision,
-                vision_config(model, parallel, device_type),
-                spec,
-                group=model.projector.pixel_shuffle,
-                native=config.data.pictures.resize == "native",
-            )
+            group, native = model.projector.pixel_shuffle, config.data.pictures.resize == "native"
+            second = None
+            if model.vision_second is not None:
+                own = vision_config(model, parallel, device_type, model.vision_second)
+                second = VisionEncoder(model.vision_second, own, spec, group, native)
+            first = vision_config(model, parallel, device_type)
+            self.vision = VisionEncoder(model.vision, first, spec, group, native, second)
             self.projector = Projector(
                 model.projector,
                 projector_config(model, parallel, device_type),
-                input_size=model.vision.hidden_size,
+                input_size=model.vision_width,
                 output_size=model.language.hidden_size,
             )
 

@@ -8,7 +8,7 @@ here so that the sums can be held against the paper's. `host`: PyTorch's own ope
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from megatron_vlm.config.model import ModelConfig
@@ -167,17 +167,17 @@ def encoder_bytes(
     model: ModelConfig, kernels: Kernels, precision: str, split: int, image_size: int, vision_learns: bool, learns: bool
 ) -> float:
     """What one picture keeps on a rank that encodes it: encoder (if it learns) and projector (if anything learns there)."""
-    vision, projector, size = model.vision, model.projector, value_bytes(precision)
-    patches = (image_size // vision.patch_size) ** 2
-    tokens = patches + vision.prefix_tokens
+    projector, size = model.projector, value_bytes(precision)
+    patches = (image_size // model.vision.patch_size) ** 2
     kept = 0.0
-    if vision_learns:
+    for vision in model.encoders if vision_learns else ():
+        tokens, alone = patches + vision.prefix_tokens, replace(model, vision=vision, vision_second=None)
         layers = vision.num_layers - vision.skip_last_layers
-        kept += layers * tokens * bytes_a_position(encoder_layer_keeps(model, kernels, precision), split, False)
+        kept += layers * tokens * bytes_a_position(encoder_layer_keeps(alone, kernels, precision), split, False)
         kept += tokens * vision.hidden_size * size * vision.final_norm + patches * 3 * vision.patch_size**2 * size
     if learns:
         rows = patches // projector.pixel_shuffle**2
         width = projector.hidden_size or model.language.hidden_size
         hidden = {"linear": 0, "mlp2": 2 * width / split, "mlp3": 2 * width + 2 * width / split}[projector.kind]
-        kept += patches * vision.hidden_size * size + rows * hidden * size
+        kept += patches * model.vision_width * size + rows * hidden * size
     return kept

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_vlm.config.model import ModelConfig
+from megatron_vlm.config.model import ModelConfig, VisionConfig
 from megatron_vlm.planning.efficiency import Efficiency
 from megatron_vlm.planning.hardware import Hardware
 from megatron_vlm.planning.layout import Layout
@@ -51,11 +51,11 @@ def language_layer_bytes(model: ModelConfig, layout: Layout, positions: int, val
     return 4 * one, 4 * one
 
 
-def encoder_layer_bytes(model: ModelConfig, layout: Layout, tokens: float, value_bytes: int) -> float:
+def encoder_layer_bytes(vision: VisionConfig, layout: Layout, tokens: float, value_bytes: int) -> float:
     """Of one encoder layer forward, as much again backward; nothing where each rank has the encoder whole."""
     if layout.vision != "tensor":
         return 0.0
-    return 4 * gathered(tokens * model.vision.hidden_size * value_bytes, layout.tensor)
+    return 4 * gathered(tokens * vision.hidden_size * value_bytes, layout.tensor)
 
 
 def picture_row_bytes(model: ModelConfig, layout: Layout, rows: float, value_bytes: int) -> float:

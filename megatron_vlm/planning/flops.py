@@ -10,7 +10,7 @@ another picture size are interpolated once a call. Averaging rows after the proj
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_vlm.config.model import GATED, ModelConfig
 
@@ -93,10 +93,21 @@ def _beside(model: ModelConfig, language: Forward, positions: int) -> Forward:
     return Forward(qkv, language.matrices - qkv, language.attention)
 
 
+def size_of(model: ModelConfig, image_size: int | None) -> int:
+    """Side of the pictures that every encoder sees, in pixels."""
+    return image_size or model.vision.image_size
+
+
 def vision_forward(
     model: ModelConfig, pictures: int, image_size: int | None, patches: tuple[int, int] | None = None
 ) -> Forward:
     """The encoder, for pictures of `image_size` pixels a side (None: its own), or of `patches` as in BatchShape."""
+    if model.vision_second is not None:
+        parts = [
+            vision_forward(replace(model, vision=v, vision_second=None), pictures, size_of(model, image_size), patches)
+            for v in model.encoders
+        ]
+        return Forward(*(sum(getattr(part, name) for part in parts) for name in ("first", "matrices", "attention")))
     vision = model.vision
     each = ((image_size or vision.image_size) // vision.patch_size) ** 2
     count, squares = patches or (pictures * each, pictures * each * each)
@@ -115,7 +126,7 @@ def projector_forward(
 ) -> Forward:
     """The projector; its rows are averaged afterwards only."""
     projector = model.projector
-    size = model.vision.hidden_size * projector.pixel_shuffle**2
+    size = model.vision_width * projector.pixel_shuffle**2
     out = model.language.hidden_size
     width = projector.hidden_size or out
     first, rest = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from megatron_vlm.config.model import ModelConfig
+from megatron_vlm.config.model import ModelConfig, VisionConfig
 from megatron_vlm.planning.layout import Layout
 
 MODULES = ("language", "vision", "projector")
@@ -52,7 +52,11 @@ def final_norm(model: ModelConfig) -> Count:
 
 
 def vision_encoder(model: ModelConfig) -> Count:
-    vision = model.vision
+    """Of all encoders."""
+    return sum((_encoder(vision) for vision in model.encoders), Count())
+
+
+def _encoder(vision: VisionConfig) -> Count:
     hidden, width = vision.hidden_size, vision.ffn_width
     up = 2 if vision.activation == "swiglu" else 1
     layer = Count(
@@ -67,7 +71,7 @@ def vision_encoder(model: ModelConfig) -> Count:
 
 
 def projector(model: ModelConfig) -> Count:
-    size, out = model.vision.hidden_size * model.projector.pixel_shuffle**2, model.language.hidden_size
+    size, out = model.vision_width * model.projector.pixel_shuffle**2, model.language.hidden_size
     width = model.projector.hidden_size or out
     if model.projector.kind == "linear":
         return Count(size * out + out)

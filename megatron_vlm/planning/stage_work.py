@@ -236,12 +236,15 @@ def _encoder(
     """Encoder and projector over a micro-batch's pictures, on the rank that has most of them."""
     model, size, split = config.model, value_bytes(layout.precision), layout.encoder_split
     mine = encoded_pictures(layout, pictures)
-    vision = model.vision
-    layers = vision.num_layers - vision.skip_last_layers
-    tokens = mine * ((shape.image_size // vision.patch_size) ** 2 + vision.prefix_tokens)
+    patches = (shape.image_size // model.vision.patch_size) ** 2
     encoder, projector = vision_forward(model, 1, shape.image_size), projector_forward(model, 1, shape.image_size)
-    streamed = layers * tokens * size * (10 * vision.hidden_size + 2 * vision.ffn_width / split)
-    exchanged = clock.tensor_exchange(layers * encoder_layer_bytes(model, layout, tokens, size))
+    layers, streamed, moved = 0, 0.0, 0.0
+    for vision in model.encoders:
+        count, tokens = vision.num_layers - vision.skip_last_layers, mine * (patches + vision.prefix_tokens)
+        layers += count
+        streamed += count * tokens * size * (10 * vision.hidden_size + 2 * vision.ffn_width / split)
+        moved += count * encoder_layer_bytes(vision, layout, tokens, size)
+    exchanged = clock.tensor_exchange(moved)
     link = clock.links.pipeline if layout.vision == "data_all_stages" and layout.pipeline > 1 else clock.links.tensor
     rows = picture_row_bytes(model, layout, pictures * shape.image_tokens, size) / link
     gap = layers * clock.efficiency.kernel_gap

@@ -75,6 +75,11 @@ MODELS: dict[str, dict[str, str]] = {
         "model.vision": "{kind: clip, num_layers: 3, skip_last_layers: 1, final_norm: false, hidden_size: 64}",
         "model.projector": "{kind: mlp3}",
     },
+    "two encoders": {
+        "model.vision": "{num_layers: 2, hidden_size: 64}",
+        "model.vision_second": "{kind: dinov2, patch_size: 16, num_layers: 2, hidden_size: 32, num_attention_heads: 4}",
+        "model.projector": "{kind: mlp3}",
+    },
     "dinov2, linear": {
         "model.vision": "{kind: dinov2, register_tokens: 2, num_layers: 2, hidden_size: 64}",
         "model.projector": "{kind: linear}",

@@ -38,6 +38,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model.vision.kind": "dinov2",
         "model.vision.register_tokens": 3,
     },
+    "two encoders": {
+        "model.vision_second": "{kind: dinov2, register_tokens: 2, patch_size: 16, num_layers: 2, hidden_size: 32}",
+        "model.projector.kind": "mlp3",
+    },
     "olmo2": {"model.language.qk_layernorm_full_width": True, "model.language.norm_after": True},
     "open_lm": {
         "model.language.qk_layernorm_full_width": True,

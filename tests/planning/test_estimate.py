@@ -88,9 +88,9 @@ def test_bytes_of_tensor_parallel_exchange() -> None:
     layout = Layout(8, tensor=4)
     forward, backward = language_layer_bytes(CONFIG.model, layout, 1000, 2)
     assert forward == backward == 4 * 1000 * 2048 * 2 * 3 / 4
-    assert encoder_layer_bytes(CONFIG.model, layout, 100, 2) == 4 * 100 * 1152 * 2 * 3 / 4
+    assert encoder_layer_bytes(CONFIG.model.vision, layout, 100, 2) == 4 * 100 * 1152 * 2 * 3 / 4
     apart = replace(layout, vision="data_first_stage")
-    assert encoder_layer_bytes(CONFIG.model, apart, 100, 2) == 0
+    assert encoder_layer_bytes(CONFIG.model.vision, apart, 100, 2) == 0
     assert picture_row_bytes(CONFIG.model, apart, 100, 2) == 100 * 2048 * 2 * 3 / 4
     assert picture_row_bytes(CONFIG.model, layout, 100, 2) == 0
 
