@@ -153,11 +153,11 @@ class LoraConfig:
 class ModelConfig:
     language: LanguageConfig = field(default_factory=LanguageConfig)
     vision: VisionConfig = field(default_factory=VisionConfig)
+    projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     #: another encoder of the same patch_size, whose features of a patch stand beside the first one's; it is trained and
     #: frozen with it (`vision`). null: none
     vision_second: VisionConfig | None = None
-    projector: ProjectorConfig = field(default_factory=ProjectorConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
 
     @property
     def encoders(self) -> tuple[VisionConfig, ...]:
