@@ -176,19 +176,19 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
         "model.language.num_attention_heads": language.num_attention_heads,
         "model.language.num_query_groups": language.query_groups,
         "model.language.ffn_hidden_size": language.ffn_width,
-        "model.vision.num_attention_heads": vision.num_attention_heads,
-        "model.vision.ffn_hidden_size": vision.ffn_width,
-        **(
-            {}
-            if (second := config.model.vision_second) is None
-            else {
+        "model.language.vocab_pad_multiple": language.vocab_pad_multiple,
+    }
+    if parallel.vision == "tensor":
+        split |= {
+            "model.vision.num_attention_heads": vision.num_attention_heads,
+            "model.vision.ffn_hidden_size": vision.ffn_width,
+            "model.projector.hidden_size": config.model.projector.hidden_size or language.hidden_size,
+        }
+        if (second := config.model.vision_second) is not None:
+            split |= {
                 "model.vision_second.num_attention_heads": second.num_attention_heads,
                 "model.vision_second.ffn_hidden_size": second.ffn_width,
             }
-        ),
-        "model.language.vocab_pad_multiple": language.vocab_pad_multiple,
-        "model.projector.hidden_size": config.model.projector.hidden_size or language.hidden_size,
-    }
     nearest = nearest_divisor(math.gcd(*split.values()), tp)  # one value that suits all of them
     for name, value in split.items():
         if value % tp:

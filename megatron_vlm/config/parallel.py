@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+#: see ParallelConfig.vision
+VisionPlacement = Literal["tensor", "data_first_stage", "data_all_stages"]
+VISION_PLACEMENTS: tuple[VisionPlacement, ...] = get_args(VisionPlacement)
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,11 @@ class ParallelConfig:
     virtual_pipeline_model_parallel_size: int = 1
     #: split norms and residuals along the sequence between tensor-parallel ranks
     sequence_parallel: bool = False
+    #: where pictures are encoded. tensor: on the first pipeline stage, layers split as the language's are. data_first_stage:
+    #: each tensor-parallel rank of the first stage has the whole encoder and projector and a share of each micro-batch's
+    #: pictures. data_all_stages: each rank of all stages has them, and a share of a step's pictures before its first
+    #: micro-batch; rows go to the first stage and gradients come back after the last
+    vision: VisionPlacement = "tensor"
     use_distributed_optimizer: bool = True
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False

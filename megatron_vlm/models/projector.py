@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -25,15 +26,24 @@ class Projector(MegatronModule):
 
     The hidden layer is split over tensor-parallel ranks (column- then row-parallel); a middle layer of `mlp3` and the
     single matrix of `linear` gather their output. Sequence parallelism does not reach here: rows are whole on each rank.
+    `groups` None: megatron-core's own; of one rank: nothing is split.
     """
 
-    def __init__(self, projector: ProjectorConfig, config: TransformerConfig, input_size: int, output_size: int) -> None:
+    def __init__(
+        self,
+        projector: ProjectorConfig,
+        config: TransformerConfig,
+        input_size: int,
+        output_size: int,
+        groups: ProcessGroupCollection | None = None,
+    ) -> None:
         super().__init__(config=config)
         self.kind = projector.kind
         self.factor = projector.pixel_shuffle
         width = projector.hidden_size or output_size
         size = input_size * self.factor**2
         shared = {"config": config, "init_method": config.init_method, "bias": True, "skip_bias_add": False}
+        shared["tp_group"] = None if groups is None else groups.tp
         if self.kind == "linear":
             self.linear_fc1 = ColumnParallelLinear(size, output_size, gather_output=True, **shared)
             return

@@ -66,6 +66,12 @@ def _shared(parallel: ParallelConfig, device_type: str) -> dict[str, Any]:
     }
 
 
+def _beside(parallel: ParallelConfig, device_type: str) -> dict[str, Any]:
+    """Of encoder and projector: split as the language's layers are, or whole on each rank."""
+    split = parallel.tensor_model_parallel_size if parallel.vision == "tensor" else 1
+    return _shared(parallel, device_type) | {"tensor_model_parallel_size": split}
+
+
 def language_config(model: ModelConfig, parallel: ParallelConfig, device_type: str) -> TransformerConfig:
     language = model.language
     vp = parallel.virtual_pipeline_model_parallel_size
@@ -113,7 +119,7 @@ def vision_config(
     model's first."""
     vision = encoder or model.vision
     return TransformerConfig(
-        **_shared(parallel, device_type),
+        **_beside(parallel, device_type),
         num_layers=vision.num_layers - vision.skip_last_layers,
         hidden_size=vision.hidden_size,
         num_attention_heads=vision.num_attention_heads,
@@ -132,7 +138,7 @@ def projector_config(model: ModelConfig, parallel: ParallelConfig, device_type: 
     """A stand-in transformer configuration: megatron-core's parallel layers read sizes and dtypes from one."""
     width = model.projector.hidden_size or model.language.hidden_size
     return TransformerConfig(
-        **_shared(parallel, device_type),
+        **_beside(parallel, device_type),
         num_layers=1,
         hidden_size=model.language.hidden_size,
         num_attention_heads=model.language.num_attention_heads,

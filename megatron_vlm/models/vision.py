@@ -1,10 +1,11 @@
-"""The vision encoder: a ViT of megatron-core layers, tensor-parallel, on the first pipeline stage."""
+"""The vision encoder: a ViT of megatron-core layers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import build_module
 from megatron.core.transformer.transformer_block import TransformerBlock
@@ -28,7 +29,8 @@ class VisionEncoder(MegatronModule):
     (`PositionTable`), all other weights serve any grid.
 
     The patch embedding is a matrix product over flattened patches, which is the families' strided convolution; its weight,
-    the positions and the class and register tokens are replicated over tensor-parallel ranks, the layers are split.
+    the positions and the class and register tokens are replicated over tensor-parallel ranks, the layers are split, or
+    whole where `groups` are of one rank.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class VisionEncoder(MegatronModule):
         group: int = 1,
         native: bool = False,
         second: VisionEncoder | None = None,
+        groups: ProcessGroupCollection | None = None,
     ) -> None:
         super().__init__(config=config)
         #: its features of a patch stand beside this one's; a part of this module, so that both are trained and frozen alike
@@ -64,6 +67,7 @@ class VisionEncoder(MegatronModule):
             pre_process=True,
             post_process=True,
             post_layer_norm=vision.final_norm,
+            pg_collection=groups,
         )
 
     def grid_of(self, pixels: Tensor) -> int:

@@ -1,11 +1,14 @@
-"""The vision-language model of one pipeline stage: encoder and projector on the first, language blocks on all."""
+"""The vision-language model of one pipeline stage: encoder and projector on the first, or on all, language blocks on all."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
@@ -20,6 +23,8 @@ from megatron_vlm.models.projector import Projector
 from megatron_vlm.models.specs import choose_layer_spec, language_block_spec
 from megatron_vlm.models.transformer_configs import language_config, projector_config, vision_config
 from megatron_vlm.models.vision import VisionEncoder
+from megatron_vlm.models.whole_encoder import groups_of_one, mark_replicated, replicated_state
+from megatron_vlm.parallel.picture_shares import gathered_rows, picture_shares
 
 
 class _Untouched(torch.autograd.Function):
@@ -38,6 +43,7 @@ class _Untouched(torch.autograd.Function):
 
 class VisionLanguageModel(MegatronModule):
     """One model chunk. `pre_process` chunks hold the encoder, the projector and the embedding; `post_process` the head.
+    Under `parallel.vision: data_all_stages` the first chunk of every stage has encoder and projector.
 
     A picture's rows take the place of its placeholders (already expanded in the token ids by the data path), so every
     shape is known before the model sees a batch. Rows of text and pictures alike attend causally.
@@ -60,7 +66,9 @@ class VisionLanguageModel(MegatronModule):
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.share_embeddings_and_output_weights = not model.language.untie_embeddings
-        self._zero_gradients_for_absent_pictures = parallel.overlap_grad_reduce
+        # of a step's pictures that all stages encoded, gradients come after the last micro-batch
+        late = parallel.vision == "data_all_stages"
+        self._zero_gradients_for_absent_pictures = parallel.overlap_grad_reduce and not late
         spec = choose_layer_spec(parallel.layer_spec, device_type)
         self.language_model = LanguageModel(
             config=transformer,
@@ -85,20 +93,34 @@ class VisionLanguageModel(MegatronModule):
             add_lora(self.language_model.decoder, model.lora, gated=transformer.gated_linear_unit)
         self.vision: VisionEncoder | None = None
         self.projector: Projector | None = None
-        if pre_process:
+        self._placement = parallel.vision
+        if pre_process or (parallel.vision == "data_all_stages" and not vp_stage):
+            groups = None if parallel.vision == "tensor" else groups_of_one()
             group, native = model.projector.pixel_shuffle, config.data.pictures.resize == "native"
             second = None
             if model.vision_second is not None:
                 own = vision_config(model, parallel, device_type, model.vision_second)
-                second = VisionEncoder(model.vision_second, own, spec, group, native)
+                second = VisionEncoder(model.vision_second, own, spec, group, native, groups=groups)
             first = vision_config(model, parallel, device_type)
-            self.vision = VisionEncoder(model.vision, first, spec, group, native, second)
+            self.vision = VisionEncoder(model.vision, first, spec, group, native, second, groups)
             self.projector = Projector(
                 model.projector,
                 projector_config(model, parallel, device_type),
                 input_size=model.vision_width,
                 output_size=model.language.hidden_size,
+                groups=groups,
             )
+            if groups is not None:
+                mark_replicated(self.vision)
+                mark_replicated(self.projector)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        state: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        if self._placement != "tensor":
+            replicated_state(state, (f"{prefix}vision.", f"{prefix}projector."))
+        return state
 
     def set_input_tensor(self, input_tensor: Tensor) -> None:
         """Hidden states from the stage before, as megatron-core's schedules hand them over."""
@@ -107,11 +129,12 @@ class VisionLanguageModel(MegatronModule):
     def shared_embedding_or_output_weight(self) -> Tensor:
         return self.language_model.shared_embedding_or_output_weight()
 
-    def encode_images(self, pixels: Tensor, image_tokens: int | None = None) -> Tensor:
+    def encode_images(self, pixels: Tensor, image_tokens: int | None = None, alone: bool = False) -> Tensor:
         """uint8 `[pictures, size, size, 3]` -> rows `[pictures * image_tokens, hidden]`.
 
         `image_tokens` is how many rows a picture is to take, None: as many as the projector gives. Where it gives more,
-        squares of neighbouring ones are averaged.
+        squares of neighbouring ones are averaged. Where `parallel.vision` is data_first_stage, tensor-parallel ranks share
+        the pictures and all get all rows, unless a rank is to encode `alone`.
 
         Raises:
             ValueError: pictures that the encoder cannot take (`VisionEncoder.grid_of`), or rows that do not average to so
@@ -121,15 +144,24 @@ class VisionLanguageModel(MegatronModule):
         assert self.projector is not None
         side = self.vision.grid_of(pixels) // self.vision.group
         pool = 1 if image_tokens is None else pool_for(side, image_tokens)
-        return pool_rows(self.projector(self._features(pixels, None)), side, pool)
+        each = (side // pool) ** 2
 
-    def encode_shapes(self, pixels: Tensor, sizes: Sequence[tuple[int, int]], rows: int | None = None) -> Tensor:
+        def encode(first: int, end: int) -> Tensor:
+            assert self.projector is not None
+            return pool_rows(self.projector(self._features(pixels[first:end], None)), side, pool)
+
+        return self._shared_out(encode, [1] * len(pixels), [each] * len(pixels), alone)
+
+    def encode_shapes(
+        self, pixels: Tensor, sizes: Sequence[tuple[int, int]], rows: int | None = None, alone: bool = False
+    ) -> Tensor:
         """Pictures that keep their aspect: uint8 `[bytes]`, one after another -> `[rows, hidden]`.
 
         Args:
             sizes: (height, width) in pixels of each picture, on whole rows.
             rows: of all pictures together, None: as many as the projector gives. Where it gives more, squares of
                 neighbouring ones are averaged.
+            alone: as of `encode_images`.
 
         Raises:
             ValueError: rows that no averaging gives.
@@ -142,7 +174,33 @@ class VisionLanguageModel(MegatronModule):
         pool = 1 if rows is None else math.isqrt(given // max(1, rows))
         if rows is not None and pool * pool * rows != given:
             raise ValueError(f"the projector gives {given} rows, whose squares average to no {rows}")
-        return pool_shaped(self.projector(self._features(pixels, sizes)), sides, pool)
+        costs = [down * across for down, across in sides]
+        ends = [0, *itertools.accumulate(3 * height * width for height, width in sizes)]
+
+        def encode(first: int, end: int) -> Tensor:
+            assert self.projector is not None
+            features = self._features(pixels[ends[first] : ends[end]], sizes[first:end])
+            return pool_shaped(self.projector(features), sides[first:end], pool)
+
+        return self._shared_out(encode, costs, [cost // pool**2 for cost in costs], alone)
+
+    def _shared_out(
+        self, encode: Callable[[int, int], Tensor], costs: Sequence[int], rows: Sequence[int], alone: bool
+    ) -> Tensor:
+        """`encode(first, end)` of all pictures, or, where tensor-parallel ranks of the first stage share them, of this
+        rank's, and what the others made."""
+        group = parallel_state.get_tensor_model_parallel_group()
+        if alone or self._placement != "data_first_stage" or group.size() == 1:
+            return encode(0, len(costs))
+        shares = picture_shares(costs, group.size())
+        first, end = shares[group.rank()]
+        if first == end:
+            weight = self.language_model.embedding.word_embeddings.weight
+            own = weight.new_empty(0, weight.size(1))
+        else:
+            own = encode(first, end)
+        whole = gathered_rows(own, [sum(rows[a:b]) for a, b in shares], group)
+        return whole if first < end else self._untouched(whole)
 
     def _features(self, pixels: Tensor, sizes: Sequence[tuple[int, int]] | None) -> Tensor:
         assert self.vision is not None
@@ -162,22 +220,31 @@ class VisionLanguageModel(MegatronModule):
         image_tokens: int | None,
         sizes: Sequence[tuple[int, int]] | None,
         image_rows: int | None,
+        picture_rows: Tensor | None,
     ) -> Tensor:
-        rows = None
-        if pixels is not None and pixels.size(0) > 0:
+        rows = picture_rows
+        if rows is None and pixels is not None and pixels.size(0) > 0:
             if sizes is None:
                 rows = self.encode_images(pixels, image_tokens)
             else:
                 rows = self.encode_shapes(pixels, sizes, image_rows)
+        if rows is not None:
             rows = rows.to(self.language_model.embedding.word_embeddings.weight.dtype)
         x: Tensor = self.language_model.embed(tokens, rows, row_index)
-        if rows is None and self._zero_gradients_for_absent_pictures and self.training and torch.is_grad_enabled():
-            assert self.vision is not None
-            assert self.projector is not None
-            parameters = [p for m in (self.vision, self.projector) for p in m.parameters() if p.requires_grad]
+        return x if rows is not None else self._untouched(x)
+
+    def _untouched(self, x: Tensor) -> Tensor:
+        """`x`, through which encoder and projector, which had no part in it, get zero gradients if these are waited for."""
+        if self._zero_gradients_for_absent_pictures and self.training and torch.is_grad_enabled():
+            parameters = self.picture_parameters()
             if parameters:
                 x = _Untouched.apply(x, *parameters)
         return x
+
+    def picture_parameters(self) -> list[torch.nn.Parameter]:
+        """Those of encoder and projector that are trained; none where they are not."""
+        modules = [module for module in (self.vision, self.projector) if module is not None]
+        return [p for module in modules for p in module.parameters() if p.requires_grad]
 
     def forward(
         self,
@@ -190,6 +257,7 @@ class VisionLanguageModel(MegatronModule):
         image_tokens: int | None = None,
         picture_sizes: Sequence[tuple[int, int]] | None = None,
         image_rows: int | None = None,
+        picture_rows: Tensor | None = None,
     ) -> Tensor:
         """One micro-batch: a row of packed documents.
 
@@ -205,6 +273,7 @@ class VisionLanguageModel(MegatronModule):
                 of squares of neighbouring ones.
             picture_sizes: (height, width) in pixels of each picture where they keep their aspect; None: all are alike.
             image_rows: placeholders of all pictures together, needed with `picture_sizes`.
+            picture_rows: `[image rows, h]`, of pictures that were encoded before; `pixels` are then not looked at.
 
         Returns:
             On the last stage the loss of each position `[1, t]`, or logits `[1, t, vocab / tp]` without labels; before it
@@ -217,7 +286,9 @@ class VisionLanguageModel(MegatronModule):
         decoder_input = None
         if self.pre_process:
             assert row_index is not None
-            decoder_input = self._decoder_input(tokens, pixels, row_index, image_tokens, picture_sizes, image_rows)
+            decoder_input = self._decoder_input(
+                tokens, pixels, row_index, image_tokens, picture_sizes, image_rows, picture_rows
+            )
         return self.language_model(
             input_ids=tokens,
             position_ids=position_ids,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal
 
+from megatron_vlm.config.parallel import VISION_PLACEMENTS, VisionPlacement
 from megatron_vlm.config.run import RunConfig
 
+__all__ = ["VISION_PLACEMENTS", "Layout", "Recompute", "VisionPlacement", "layout_of", "tensor_overlap", "with_vision"]
+
 Recompute = Literal["none", "selective", "full"]
-#: where pictures are encoded. tensor: on the first pipeline stage, layers split as the language's are. data_first_stage:
-#: each tensor-parallel rank of the first stage has the whole encoder and a share of the pictures. data_all_stages: each rank
-#: of the model-parallel group has them, and rows go to the first stage
-VisionPlacement = Literal["tensor", "data_first_stage", "data_all_stages"]
-VISION_PLACEMENTS: tuple[VisionPlacement, ...] = get_args(VisionPlacement)
 
 
 @dataclass(frozen=True)
@@ -77,18 +75,9 @@ class Layout:
         return ", ".join(words)
 
 
-def vision_placement(config: RunConfig) -> VisionPlacement:
-    """The one place where the configuration is asked for it; without such a field, encoders are tensor-parallel."""
-    chosen: VisionPlacement = getattr(config.parallel, "vision", "tensor")
-    return chosen
-
-
 def with_vision(config: RunConfig, vision: VisionPlacement) -> RunConfig:
-    """The configuration with that placement, where it has a field for it."""
-    if not hasattr(config.parallel, "vision"):
-        return config
-    field: dict[str, Any] = {"vision": vision}
-    return replace(config, parallel=replace(config.parallel, **field))
+    """The configuration with that placement."""
+    return replace(config, parallel=replace(config.parallel, vision=vision))
 
 
 def tensor_overlap(config: RunConfig) -> bool:
@@ -110,7 +99,7 @@ def layout_of(config: RunConfig, gpus: int, precision: str | None = None, vision
         parallel.virtual_pipeline_model_parallel_size,
         parallel.sequence_parallel,
         parallel.recompute,
-        vision or vision_placement(config),
+        vision or parallel.vision,
         parallel.use_distributed_optimizer,
         parallel.overlap_grad_reduce,
         parallel.overlap_param_gather,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -18,9 +19,12 @@ from torch import Tensor
 
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.data.micro_batch import MicroBatch
 from megatron_vlm.models.initialization import initialize_parameters
 from megatron_vlm.models.vlm import VisionLanguageModel
+from megatron_vlm.parallel.picture_shares import sum_gradients
 from megatron_vlm.parallel.topology import Topology
+from megatron_vlm.training.encoding import StepEncoding
 from megatron_vlm.training.optimizer import Optimizer, read_state, write_state
 from megatron_vlm.training.parameter_groups import frozen_in, held_at_zero, updated_beside
 from megatron_vlm.training.updates import UpdateCount
@@ -91,6 +95,7 @@ class Engine:
         #: fp64 scalar that the coming step's gradients are divided by, summed over data-parallel ranks; the last pipeline
         #: stage's counts. None: the number of labels, as megatron-core counts them
         self.label_total: Tensor | None = None
+        self._encoding: StepEncoding | None = None
 
     def enter_stage(self, stage: int, anew: bool = False) -> bool:
         """Returns whether DDP and optimiser were built: other parameters are trained, or `anew` asked for it."""
@@ -171,8 +176,36 @@ class Engine:
                 sync = [c.start_param_sync for c in self.ddp]
                 core.param_sync_func = sync[0] if single else sync
 
+    def encode_ahead(self, batches: Sequence[MicroBatch]) -> list[Tensor | None]:
+        """Rows of each micro-batch's pictures where all stages encode a step's pictures before its first micro-batch; else a
+        None for each."""
+        self._encoding = None
+        if self.config.parallel.vision != "data_all_stages":
+            return [None] * len(batches)
+        self._encoding = StepEncoding(unwrap(self.chunks[0]), batches, self.topology.on_first_stage)
+        return list(self._encoding.rows)
+
     def _finalize_gradients(self, model: list[Any], num_tokens: Tensor | None = None, **options: Any) -> None:
+        if self._encoding is not None:
+            self._learn_from_pictures(self._encoding)
+            self._encoding = None
         finalize_model_grads(model, num_tokens if self.label_total is None else self.label_total, **options)
+        if self.config.parallel.vision == "data_first_stage" and self.topology.on_first_stage:
+            # last, so that overlapped reduction has ended; all tensor-parallel ranks own the same parts
+            group = parallel_state.get_tensor_model_parallel_group()
+            sum_gradients(unwrap(self.chunks[0]).picture_parameters(), group)
+
+    def _learn_from_pictures(self, encoding: StepEncoding) -> None:
+        """Gradients of encoder and projector, summed over stages before they are over data-parallel ranks: those of
+        different stages own different parts of the sums. Overlapped reduction waits for the sums."""
+        with ExitStack() as stack:
+            for chunk in self.ddp:
+                stack.enter_context(chunk.no_sync())
+            encoding.backward()
+        encoding.sum_gradients()
+        if self.config.parallel.overlap_grad_reduce:
+            for parameter in unwrap(self.chunks[0]).picture_parameters():
+                self.ddp[0].param_to_bucket_group[parameter].register_grad_ready(parameter)
 
     def zero_grad(self) -> None:
         for chunk in self.ddp:

@@ -35,8 +35,11 @@ class StepResult:
     fault: str | None = None
 
 
-def forward_row(model: torch.nn.Module, batch: MicroBatch, labels: bool = True) -> Tensor:
-    """The model's output for one micro-batch; without `labels` the last stage gives logits instead of losses."""
+def forward_row(
+    model: torch.nn.Module, batch: MicroBatch, labels: bool = True, picture_rows: Tensor | None = None
+) -> Tensor:
+    """The model's output for one micro-batch; without `labels` the last stage gives logits instead of losses.
+    `picture_rows`: of its pictures, where they were encoded before."""
     core = unwrap(model)
     return model(
         tokens=batch.tokens,
@@ -48,6 +51,7 @@ def forward_row(model: torch.nn.Module, batch: MicroBatch, labels: bool = True) 
         image_tokens=batch.image_tokens if core.pre_process else None,
         picture_sizes=batch.sizes if core.pre_process else None,
         image_rows=batch.image_rows if core.pre_process else None,
+        picture_rows=picture_rows if core.pre_process else None,
     )
 
 
@@ -70,9 +74,11 @@ def _loss(
     return total, mask.sum().to(torch.int), {"sums": report}
 
 
-def _forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module, weights: LabelWeights | None) -> tuple[Tensor, Any]:
-    batch = next(batches)
-    return forward_row(model, batch), partial(_loss, batch, model, weights)
+def _forward_step(
+    batches: Iterator[tuple[MicroBatch, Tensor | None]], model: torch.nn.Module, weights: LabelWeights | None
+) -> tuple[Tensor, Any]:
+    batch, rows = next(batches)
+    return forward_row(model, batch, picture_rows=rows), partial(_loss, batch, model, weights)
 
 
 def train_step(
@@ -103,7 +109,8 @@ def train_step(
     for chunk in engine.ddp:
         chunk.train()
     chunks = engine.ddp
-    iterators: Any = [iter(batches) for _ in chunks]
+    rows = engine.encode_ahead(batches)
+    iterators: Any = [zip(batches, rows, strict=True) for _ in chunks]
     reports = get_forward_backward_func()(
         forward_step_func=partial(_forward_step, weights=weights),
         data_iterator=iterators if len(chunks) > 1 else iterators[0],

@@ -80,7 +80,8 @@ class StepData:
         self.planner = PackPlanner(sources, config)
         self.prefixes = [str(source.reader.prefix) for source in sources.values()]
         vision = config.model.vision
-        self._spec = maker_spec(sources, tokens, topology.on_first_stage, config.data.pictures, vision.pixel_mean)
+        decodes = topology.on_first_stage or config.parallel.vision == "data_all_stages"
+        self._spec = maker_spec(sources, tokens, decodes, config.data.pictures, vision.pixel_mean)
         self._loader: BatchLoader | None = None
         #: of the step that was given out last; None before the first
         self.plan: StepPlan | None = None

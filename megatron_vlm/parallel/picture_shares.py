@@ -1,0 +1,90 @@
+"""Pictures shared out among ranks that each have the whole encoder, and their rows brought together again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def picture_shares(costs: Sequence[int], ranks: int) -> list[tuple[int, int]]:
+    """(first, end) of each rank's pictures: neighbours, in the ranks' order, of like cost.
+
+    A picture goes to the rank in whose equal share of the whole cost its middle lies, so no rank has more than its share and
+    one picture. Ranks may have none.
+    """
+    total = sum(costs)
+    bounds, at, done = [0], 0, 0
+    for rank in range(1, ranks):
+        while at < len(costs) and (2 * done + costs[at]) * ranks <= 2 * total * rank:
+            done += costs[at]
+            at += 1
+        bounds.append(at)
+    bounds.append(len(costs))
+    return list(zip(bounds[:-1], bounds[1:], strict=True))
+
+
+def gather_rows(rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup) -> Tensor:
+    """`[counts[rank], h]` of each rank of the group -> `[sum(counts), h]` in the ranks' order, on all of them.
+
+    Shares are padded to the longest: collectives of one size are what every backend has.
+    """
+    longest = max(counts)
+    padded = rows.new_zeros(longest, rows.size(1))
+    padded[: len(rows)] = rows
+    whole = rows.new_empty(len(counts) * longest, rows.size(1))
+    dist.all_gather_into_tensor(whole, padded, group=group)
+    return torch.cat([whole[rank * longest : rank * longest + count] for rank, count in enumerate(counts)])
+
+
+class _GatheredRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup) -> Tensor:  # type: ignore[no-untyped-def]
+        rank = dist.get_rank(group)
+        ctx.own = sum(counts[:rank]), counts[rank]
+        return gather_rows(rows, counts, group)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+        first, count = ctx.own
+        return grad[first : first + count], None, None
+
+
+def gathered_rows(rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup) -> Tensor:
+    """`gather_rows` whose gradient is, on each rank, that of its own rows. All ranks must have the same gradient of the
+    whole, as tensor-parallel ranks have of what goes into their blocks: nothing is sent."""
+    whole: Tensor = _GatheredRows.apply(rows, tuple(counts), group)
+    return whole
+
+
+def scatter_rows(rows: Tensor | None, counts: Sequence[int], like: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The reverse of `gather_rows`, from the first rank of the group, whose `rows` are `[sum(counts), h]`, on others None.
+
+    Returns `[counts[rank], h]`, of the dtype and on the device of `like`, whose width is h.
+    """
+    longest = max(counts)
+    own = like.new_empty(longest, like.size(1))
+    shares: list[Tensor] | None = None
+    if rows is not None:
+        shares = []
+        for part in rows.split(list(counts)):
+            padded = like.new_zeros(longest, like.size(1))
+            padded[: len(part)] = part
+            shares.append(padded)
+    dist.scatter(own, shares, src=dist.get_global_rank(group, 0), group=group)
+    return own[: counts[dist.get_rank(group)]]
+
+
+def sum_gradients(parameters: Sequence[torch.nn.Parameter], group: dist.ProcessGroup) -> None:
+    """Add up what the group's ranks learnt from their pictures: `main_grad` of each of these parameters, in place."""
+    grads = [parameter.main_grad for parameter in parameters]  # type: ignore[attr-defined]
+    if not grads or dist.get_world_size(group) == 1:
+        return
+    flat = torch.cat([grad.reshape(-1) for grad in grads])
+    dist.all_reduce(flat, group=group)
+    at = 0
+    for grad in grads:
+        grad.copy_(flat[at : at + grad.numel()].view_as(grad))
+        at += grad.numel()

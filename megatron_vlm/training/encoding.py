@@ -1,0 +1,89 @@
+"""Pictures of a whole step encoded by all ranks of the model-parallel group, before its first micro-batch.
+
+Each rank has encoder and projector whole and takes a share of the pictures of all micro-batches; rows are gathered, and the
+ranks of the first pipeline stage put them in their places. After the last micro-batch the gradients of the rows go back the
+same way, and the ranks' gradients of the parameters are added up. So no stage carries the encoder alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+
+from megatron_vlm.data.micro_batch import MicroBatch
+from megatron_vlm.models.vlm import VisionLanguageModel
+from megatron_vlm.parallel.picture_shares import gather_rows, picture_shares, scatter_rows, sum_gradients
+
+
+class StepEncoding:
+    """One step's pictures: encoded when made, learnt from when `backward` is called, by every rank of the group alike.
+
+    Attributes:
+        rows: of each micro-batch, on the first stage: a leaf `[image rows, h]`, or None without pictures.
+    """
+
+    def __init__(self, model: VisionLanguageModel, batches: Sequence[MicroBatch], first_stage: bool) -> None:
+        self._model = model
+        self._group = parallel_state.get_model_parallel_group()
+        self.rows: list[Tensor | None] = [None] * len(batches)
+        self._own: Tensor | None = None
+        self._counts: list[int] = []
+        shown = [number for number, batch in enumerate(batches) if batch.pictures]
+        if not shown:
+            return
+        self._learns = torch.is_grad_enabled() and bool(model.picture_parameters())
+        self._own = self._encode([batches[number] for number in shown])
+        whole = gather_rows(self._own.detach(), self._counts, self._group)
+        if not first_stage:
+            return
+        sizes = [batches[number].image_rows for number in shown]
+        for number, part in zip(shown, whole.split(sizes), strict=True):
+            self.rows[number] = part.detach().requires_grad_(self._learns)
+
+    def _encode(self, batches: Sequence[MicroBatch]) -> Tensor:
+        """This rank's share of all pictures of `batches`, which are alike in kind."""
+        pixels = torch.cat([batch.pixels for batch in batches if batch.pixels is not None])
+        native = batches[0].sizes is not None
+        if native:
+            sizes = [size for batch in batches for size in batch.sizes or ()]
+            costs = [height * width for height, width in sizes]
+            pool = sum(costs) // sum(batch.image_rows for batch in batches)  # pixels that become a row
+            rows = [cost // pool for cost in costs]
+            ends = [0, *itertools.accumulate(3 * cost for cost in costs)]
+        else:
+            each = batches[0].image_tokens
+            assert each is not None
+            costs, rows = [1] * len(pixels), [each] * len(pixels)
+        shares = picture_shares(costs, self._group.size())
+        self._counts = [sum(rows[first:end]) for first, end in shares]
+        first, end = shares[self._group.rank()]
+        if first == end:
+            like = next(self._model.projector.parameters())  # type: ignore[union-attr]
+            return like.new_empty(0, self._model.config.hidden_size)
+        if native:
+            part = pixels[ends[first] : ends[end]]
+            return self._model.encode_shapes(part, sizes[first:end], self._counts[self._group.rank()], alone=True)
+        return self._model.encode_images(pixels[first:end], each, alone=True)
+
+    def backward(self) -> None:
+        """After the last micro-batch: gradients of the rows to the ranks that made them, and into the parameters."""
+        if self._own is None or not self._learns:
+            return
+        with torch.no_grad():
+            whole: Tensor | None = None
+            if self._group.rank() == 0:
+                leaves = [rows for rows in self.rows if rows is not None]
+                whole = torch.cat([torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
+            own = scatter_rows(whole, self._counts, self._own.detach(), self._group)
+        if self._own.requires_grad:
+            torch.autograd.backward(self._own, own)
+        self._own = None
+        self.rows = []
+
+    def sum_gradients(self) -> None:
+        """Before data-parallel ranks add up theirs."""
+        sum_gradients(self._model.picture_parameters(), self._group)
