@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron_vlm.study.cost import Cost
 from megatron_vlm.study.folder import StudyFolder
@@ -30,13 +30,16 @@ _SMOOTHED = 60  # points of a learning curve
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with what is read from it, in words: `alt` for who does not see it."""
+    """Figures that belong together, with what is read from them in words: `alt` for who does not see it.
+
+    They stand beside each other where there is room, and below each other on a phone.
+    """
 
     name: str
     title: str
     caption: str
     alt: str
-    figure: Figure
+    figures: tuple[Figure, ...]
 
 
 def draw_all(results: Sequence[Result], folder: StudyFolder, costs: Mapping[str, Cost]) -> list[Picture]:
@@ -64,7 +67,7 @@ def _against(results: Sequence[Result], axis: str, name: str, title: str) -> Pic
     shown = [(kind, found[0]) for kind, found in zip(("vision", "text"), measures, strict=True) if found]
     if not shown:
         return None
-    figure, panels = _figure(len(shown), 3.4)
+    figures, panels = _figures(len(shown), 3.4)
     lines = _lines(known, axis)
     for panel, (kind, measure) in zip(panels, shown, strict=True):
         for number, (label, members) in enumerate(lines.items()):
@@ -77,7 +80,7 @@ def _against(results: Sequence[Result], axis: str, name: str, title: str) -> Pic
     tuned = any(r.after is not None for r in known)
     caption = f"{'After fine-tuning. ' if tuned else ''}Points are means over seeds, bars the least and the most of them."
     alt = "; ".join(_in_words(lines, axis, measure) for _, measure in shown)
-    return Picture(name, title, caption, alt, figure)
+    return Picture(name, title, caption, alt, figures)
 
 
 def _lines(results: Sequence[Result], axis: str) -> dict[str, list[Result]]:
@@ -144,7 +147,7 @@ def _in_words(lines: Mapping[str, Sequence[Result]], axis: str, measure: str) ->
 
 
 def _curves(results: Sequence[Result], folder: StudyFolder) -> Picture | None:
-    figure, panels = _figure(2, 3.2)
+    figures, panels = _figures(2, 3.2)
     any_drawn = False
     for number, result in enumerate(_first_seeds(results)):
         steps = list(curve(folder, result.leaf.end))
@@ -154,18 +157,20 @@ def _curves(results: Sequence[Result], folder: StudyFolder) -> Picture | None:
                 any_drawn = True
                 panel.plot(*zip(*_thinned(told), strict=True), color=_shade(number), linewidth=1.2, label=_label(result))
     for panel, modality in zip(panels, ("text", "caption"), strict=True):
-        panel.set(xlabel="positions trained on", ylabel=f"{modality} loss, nats a token")
+        panel.set(xlabel="positions trained on", ylabel="nats a token")
+        panel.set_title(f"{modality} loss", fontsize=9)
+        _count_axis(panel)
         panel.grid(alpha=0.3)
     if not any_drawn:
         return None
     panels[1].legend(fontsize=7)
     caption = "Training losses, averaged over stretches; what runs share is drawn once on top of itself. The first seed."
-    return Picture("curves", "Learning curves by modality", caption, "Training losses of text and captions.", figure)
+    return Picture("curves", "Learning curves by modality", caption, "Training losses of text and captions.", figures)
 
 
 def _forgetting(results: Sequence[Result], folder: StudyFolder) -> Picture | None:
     """How the held-out loss of text moves after images enter."""
-    figure, panels = _figure(1, 3.2)
+    figures, panels = _figures(1, 3.2)
     told = []
     for number, result in enumerate(_first_seeds(results)):
         gaps = set() if result.before is None else set(result.before.gaps)
@@ -184,12 +189,13 @@ def _forgetting(results: Sequence[Result], folder: StudyFolder) -> Picture | Non
         return None
     panels[0].axhline(0, color="#888888", linewidth=0.8)
     panels[0].set(xlabel="positions after images enter", ylabel="text loss since then, nats a token")
+    _count_axis(panels[0])
     panels[0].grid(alpha=0.3)
     panels[0].legend(fontsize=8)
     caption = (
         "Held-out loss of text, less that at the moment when images entered: above 0 text is forgotten. The first seed."
     )
-    return Picture("forgetting", "Is text forgotten?", caption, "; ".join(told), figure)
+    return Picture("forgetting", "Is text forgotten?", caption, "; ".join(told), figures)
 
 
 def _first_seeds(results: Sequence[Result]) -> list[Result]:
@@ -226,17 +232,17 @@ def _blind(results: Sequence[Result]) -> Picture | None:
                 for control, score in by.items():
                     bars.setdefault(task, {}).setdefault(control, []).append(score)
         for source, gap in measures.gaps.items():
-            bars.setdefault(f"{source}: loss under another picture less its own", {}).setdefault("gap", []).append(gap)
+            bars.setdefault(f"loss of {source} under another picture", {}).setdefault("gap", []).append(gap)
     if not bars:
         return None
-    figure, panels = _figure(1, 0.8 + 0.5 * sum(map(len, bars.values())))
+    figures, panels = _figures(1, 0.8 + 0.35 * sum(map(len, bars.values())))
     labels: list[str] = []
     for task, scores in bars.items():
         for place, (control, values) in enumerate(scores.items()):
             mean = sum(values) / len(values)
             spans = [[mean - min(values)], [max(values) - mean]]
             panels[0].barh(len(labels), mean, xerr=spans, color=_shade(place), capsize=3)
-            labels.append(f"{task}\n{control}")
+            labels.append(f"{task}: {control}")
     panels[0].set_yticks(range(len(labels)), labels, fontsize=8)
     panels[0].invert_yaxis()
     panels[0].axvline(0, color="#888888", linewidth=0.8)
@@ -245,7 +251,7 @@ def _blind(results: Sequence[Result]) -> Picture | None:
         "seeing; a gap of 0 says that the model does not look."
     )
     alt = "; ".join(f"{t} {c} {sum(v) / len(v):.4g}" for t, told in bars.items() for c, v in told.items())
-    return Picture("blind", "Does it look at the picture?", caption, alt, figure)
+    return Picture("blind", "Does it look at the picture?", caption, alt, figures)
 
 
 def _cost(results: Sequence[Result], costs: Mapping[str, Cost]) -> Picture | None:
@@ -259,22 +265,34 @@ def _cost(results: Sequence[Result], costs: Mapping[str, Cost]) -> Picture | Non
             points.append((flops, value, result))
     if len(points) < 2:
         return None
-    figure, panels = _figure(1, 3.4)
-    for number, (flops, value, result) in enumerate(points):
-        panels[0].plot(flops, value, marker=_MARKERS[number % len(_MARKERS)], color=_shade(number), linestyle="")
-        panels[0].annotate(_label(result), (flops, value), fontsize=6, xytext=(4, 3), textcoords="offset points")
+    figures, panels = _figures(1, 3.4)
+    labels = list(dict.fromkeys(_label(result) for _, _, result in points))
+    for number, label in enumerate(labels):  # seeds of a run look alike
+        chosen = [(flops, value) for flops, value, result in points if _label(result) == label]
+        style: dict[str, Any] = {"marker": _MARKERS[number % len(_MARKERS)], "color": _shade(number), "linestyle": ""}
+        panels[0].plot(*zip(*chosen, strict=True), label=label, **style)
+    panels[0].legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left", borderaxespad=0)
     panels[0].set(xlabel="FLOPs of the whole run, its shared part too", ylabel=_reading(measures[0]))
+    _count_axis(panels[0])
     panels[0].grid(alpha=0.3)
     caption = "Each run where it stands; a run that another beats at less cost is not worth its price."
-    return Picture("cost", "Cost against quality", caption, f"{len(points)} runs by FLOPs and {measures[0]}.", figure)
+    return Picture("cost", "Cost against quality", caption, f"{len(points)} runs by FLOPs and {measures[0]}.", figures)
 
 
-def _figure(panels: int, height: float) -> tuple[Figure, list[Axes]]:
+def _figures(panels: int, height: float) -> tuple[tuple[Figure, ...], list[Axes]]:
+    """A figure for each panel, so that a page may set them beside or below each other."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, height if panels == 1 else height), layout="constrained")
-    made = figure.subplots(1, panels, squeeze=False)
-    return figure, list(made[0])
+    made = tuple(Figure(figsize=(8 if panels == 1 else 4.4, height), layout="constrained") for _ in range(panels))
+    return made, [figure.subplots() for figure in made]
+
+
+def _count_axis(panel: Axes) -> None:
+    """Large numbers along x as 200k or 1.5T."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    panel.xaxis.set_major_locator(MaxNLocator(5))
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _axis_label(axis: str) -> str:

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_vlm import __version__
 from megatron_vlm.config.loading import to_yaml
@@ -22,6 +23,9 @@ from megatron_vlm.study.results import Result, read_results, text_measures, valu
 from megatron_vlm.study.segments import Graph
 from megatron_vlm.study.tables import human
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _STYLE = """
 :root { --ink: #1b1b1b; --dim: #5c5c5c; --line: #d9d9d9; --paper: #ffffff; }
 * { box-sizing: border-box; }
@@ -29,7 +33,9 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   max-width: 62rem; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .3rem; }
 p, figcaption { margin: .3rem 0; } figure { margin: 1rem 0; break-inside: avoid; }
-img { width: 100%; height: auto; } figcaption, .dim { color: var(--dim); font-size: .9rem; }
+.panels { display: flex; flex-wrap: wrap; gap: .5rem; }
+.panels img { flex: 1 1 20rem; min-width: 0; max-width: 100%; height: auto; }
+figcaption, .dim { color: var(--dim); font-size: .9rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; white-space: nowrap; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child { text-align: left; } tbody tr:hover { background: #f4f7fa; }
@@ -55,10 +61,12 @@ def write_report(graph: Graph, folder: StudyFolder, out: Path) -> list[Path]:
     (out / "configs").mkdir(exist_ok=True)
     written = []
     for picture in pictures:
-        for suffix in (".svg", ".png"):
-            path = out / "figures" / f"{picture.name}{suffix}"
-            path.write_bytes(_drawn(picture, suffix[1:]))
-            written.append(path)
+        for number, figure in enumerate(picture.figures):
+            of_several = f"-{number + 1}" if len(picture.figures) > 1 else ""
+            for suffix in (".svg", ".png"):
+                path = out / "figures" / f"{picture.name}{of_several}{suffix}"
+                path.write_bytes(_drawn(figure, suffix[1:]))
+                written.append(path)
     for number, result in enumerate(results):
         atomic_file.write_text(out / _config_name(number), to_yaml(result.leaf.point.config))
     table = out / "runs.csv"
@@ -72,11 +80,11 @@ def _config_name(number: int) -> str:
     return f"configs/run-{number + 1:03d}.yaml"
 
 
-def _drawn(picture: Picture, kind: str) -> bytes:
+def _drawn(figure: Figure, kind: str) -> bytes:
     stream = io.BytesIO()
     # no date in it: the same results give the same file
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    picture.figure.savefig(stream, format=kind, dpi=160, metadata=metadata)
+    figure.savefig(stream, format=kind, dpi=160, metadata=metadata)
     return stream.getvalue()
 
 
@@ -160,10 +168,14 @@ def _summary(graph: Graph, folder: StudyFolder, results: Sequence[Result]) -> It
 
 
 def _figure(picture: Picture) -> str:
-    data = base64.b64encode(_drawn(picture, "svg")).decode()
+    images = []
+    for number, figure in enumerate(picture.figures):
+        data = base64.b64encode(_drawn(figure, "svg")).decode()
+        said = picture.alt if number == 0 else f"{picture.title}, {number + 1} of {len(picture.figures)}"  # in words, once
+        alt = html.escape(said, quote=True)
+        images.append(f'<img alt="{alt}" src="data:image/svg+xml;base64,{data}">')
     return (
-        f"<h2>{html.escape(picture.title)}</h2>\n<figure>"
-        f'<img alt="{html.escape(picture.alt, quote=True)}" src="data:image/svg+xml;base64,{data}">'
+        f'<h2>{html.escape(picture.title)}</h2>\n<figure><div class="panels">{"".join(images)}</div>'
         f"<figcaption>{html.escape(picture.caption)}</figcaption></figure>\n"
     )
 
@@ -174,8 +186,10 @@ def _runs(results: Sequence[Result], costs: dict[str, Cost], folder: StudyFolder
     yield "".join(f"<th>{html.escape(name)}</th>" for name in _head(results, names)) + "</tr></thead>\n<tbody>\n"
     for number, result in enumerate(results):
         row = _row(result, costs, names)
-        segment = os.path.relpath(folder.of(result.leaf.end), out)
-        links = f'<a href="{_config_name(number)}">config</a> <a href="{html.escape(segment, quote=True)}">folder</a>'
+        links = f'<a href="{_config_name(number)}">config</a>'
+        if out.resolve().is_relative_to(folder.root.resolve()):  # a report that goes elsewhere leaves the runs behind
+            segment = os.path.relpath(folder.of(result.leaf.end), out)
+            links += f' <a href="{html.escape(segment, quote=True)}">folder</a>'
         yield f"<tr><td>{number + 1} {links}</td>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n"
     yield "</tbody></table></div>\n"
 

@@ -67,7 +67,7 @@ def measures_of(told: dict[str, Any]) -> Measures:
         scores[f"naming {name}"] = float(value["accuracy"]) - CHANCE
     controls: dict[str, dict[str, float]] = {}
     for task in told.get("tasks", []):
-        controls.setdefault(str(task["task"]), {})[str(task["control"])] = float(task["score"])
+        controls.setdefault(str(task["task"]), {})[str(task["control"])] = float(task["score"]["mean"])
     scores |= {f"task {name}": by["seen"] for name, by in controls.items() if "seen" in by}
     losses, gaps = {}, {}
     for name, value in told.get("held_out", {}).items():

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from megatron_vlm.errors import DataError
+from megatron_vlm.evaluation.statistics import Interval
+from megatron_vlm.evaluation.task_scores import TaskScore, as_map
 from megatron_vlm.study.folder import StudyFolder
 from megatron_vlm.study.report import write_report
 from megatron_vlm.study.results import measures_of, read_results, text_measures, vision_measures
@@ -24,9 +26,10 @@ RESULTS = {
         "pictures": {"loss": 2.5, "blind_loss": 2.75, "blind_gap": 0.25, "gap_error": 0.01},
     },
     "naming": {"style": {"accuracy": 0.625, "questions": 8}},
+    # as `evaluate --output` writes them
     "tasks": [
-        {"task": "vqa", "control": "seen", "score": 0.5},
-        {"task": "vqa", "control": "blind", "score": 0.375},
+        as_map(TaskScore("vqa", "vision", "vqa", control, Interval(mean, 0.3, 0.6, 0.95), 0.25))
+        for control, mean in (("seen", 0.5), ("blind", 0.375))
     ],
     "stable_score": {"text": 0.125, "vision": 0.25},
 }
@@ -97,7 +100,14 @@ def test_the_page_and_the_table(tmp_path: Path) -> None:
     assert vision_measures(results) == ["stable vision", "naming style", "gap pictures"]
     assert text_measures(results) == ["stable text", "loss prose"]
     files = write_report(found, folder, tmp_path / "report")
-    assert {path.name for path in files} >= {"report.html", "runs.csv", "when.svg", "when.png", "share.svg", "blind.svg"}
+    assert {path.name for path in files} >= {
+        "report.html",
+        "runs.csv",
+        "when-1.svg",
+        "when-2.png",
+        "share-1.svg",
+        "blind.svg",
+    }
 
     page = Page()
     text = (tmp_path / "report" / "report.html").read_text()
@@ -126,9 +136,9 @@ def test_the_page_and_the_table(tmp_path: Path) -> None:
         assert float(row["gap pictures"]) == 0.25
         assert (tmp_path / "report" / row["config"]).is_file()
     # the same results give the same figures
-    before = (tmp_path / "report" / "figures" / "when.png").read_bytes()
+    before = (tmp_path / "report" / "figures" / "when-1.png").read_bytes()
     write_report(found, folder, tmp_path / "report")
-    assert (tmp_path / "report" / "figures" / "when.png").read_bytes() == before
+    assert (tmp_path / "report" / "figures" / "when-1.png").read_bytes() == before
 
 
 def test_one_seed_is_told_of(tmp_path: Path) -> None:
