@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_vlm.cli.main import main
+from megatron_vlm.ops.native import native_operators
 from megatron_vlm.training.device_check import libraries, operators
 from megatron_vlm.training.device_check.drawn_steps import DrawnSteps
 from megatron_vlm.training.device_check.outcome import LeftOutError, Outcome, attempt
@@ -33,8 +34,10 @@ def _examine() -> list[Outcome]:
 def test_every_check_is_made_and_passed_on_the_cpu() -> None:
     found = {outcome.check: outcome for outcome in run_ranks(1, _examine)[0]}
     left = {name for name, outcome in found.items() if outcome.state == "left out"}
-    dali = set() if find_spec("nvidia") and find_spec("nvidia.dali") else {"JPEGs by DALI"}
-    assert left == dali | {f"{STEPS} steps, fp8 {recipe}" for recipe in ("delayed", "current", "blockwise", "mxfp8")}
+    missing = set() if find_spec("nvidia") and find_spec("nvidia.dali") else {"JPEGs by DALI"}
+    if native_operators() is None:  # without them the references would be compared with themselves
+        missing |= {name for name in found if name.startswith(("fusion", "patches"))}
+    assert left == missing | {f"{STEPS} steps, fp8 {recipe}" for recipe in ("delayed", "current", "blockwise", "mxfp8")}
     assert {outcome.state for name, outcome in found.items() if name not in left} == {"ok"}, found
     steps = found[f"{STEPS} steps, fp32"].words
     losses = [float(word) for word in steps.removeprefix("loss ").split(",")[0].split(" -> ")]
@@ -83,6 +86,7 @@ def test_what_a_driver_says_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path) 
     assert "check_driver" in failed.trace
 
 
+@pytest.mark.skipif(native_operators() is None, reason="the native operators are not built")
 def test_operators_that_are_wrong_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     real = operators.fuse_embeddings
     monkeypatch.setattr(operators, "fuse_embeddings", lambda *args: real(*args) * 1.0001)
