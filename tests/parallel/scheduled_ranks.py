@@ -52,12 +52,12 @@ class Crossed(Exception):
 
 class _Marked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, chunk: Chunk, micro_batch: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, chunk: Chunk, micro_batch: int) -> Tensor:
         ctx.chunk, ctx.micro_batch = chunk, micro_batch
         return chunk.mark(x, micro_batch)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         chunk, micro_batch = ctx.chunk, ctx.micro_batch
         chunk.passes.append(Pass(False, chunk.number, micro_batch))
         if chunk.place < chunk.last:

@@ -27,16 +27,18 @@ from megatron_vlm.training.step import train_step
 TOKENS = TokenCounts(vocab_size=300, eod_id=0, image_token_id=1, pad_id=2)
 #: everything is trained, and there are pictures from the first step on
 CURRICULUM = "[{name: both, sources: {text: 0.5, captions: 0.5}, measure: samples}]"
+#: words after a picture
+CAPTION = 32
 
 
 @dataclass(frozen=True)
 class DrawnSteps:
-    """Of each step the loss, nats a token, and the gradient's norm; seconds of the last step; the most bytes of the device
-    that were taken, 0 on the CPU."""
+    """Of each step the loss, nats a token, the gradient's norm and the seconds; the most bytes that this rank took of its
+    device, 0 on the CPU."""
 
     losses: tuple[float, ...]
     grad_norms: tuple[float, ...]
-    seconds: float
+    seconds: tuple[float, ...]
     memory: int
     layer_spec: str
 
@@ -47,26 +49,33 @@ def configuration(preset: str, steps: int, overrides: Sequence[str] = ()) -> Run
     return load_config(preset=preset, overrides=[*base, "--curriculum.stages", CURRICULUM, *overrides])
 
 
-def drawn_batches(shape: StepShape, tokens: TokenCounts, place: Topology, seed: int = 0) -> list[MicroBatch]:
-    """This rank's micro-batches of a global batch of drawn words and pictures: the same global batch in every layout.
+def drawn_lengths(shape: StepShape) -> tuple[tuple[int, bool], ...]:
+    """(positions, whether it begins with a picture) of each document of a pack: a captioned picture where there is room for
+    one, and texts of a quarter of a pack."""
+    documents, room = [], shape.sequence_length
+    if shape.image_tokens + CAPTION <= room:
+        documents.append((shape.image_tokens + CAPTION, True))
+        room -= shape.image_tokens + CAPTION
+    while room:
+        length = min(room, max(1, shape.sequence_length // 4))
+        documents.append((length, False))
+        room -= length
+    return tuple(documents)
 
-    Packs are documents of a quarter of their length, every second one with a picture where it has room for one.
-    """
+
+def drawn_batches(shape: StepShape, tokens: TokenCounts, place: Topology, seed: int = 0) -> list[MicroBatch]:
+    """This rank's micro-batches of a global batch of drawn words and pictures: the same global batch in every layout."""
     rng = np.random.default_rng(seed)
     packs: list[tuple[list[Segment], list[np.ndarray]]] = []
     for _ in range(shape.global_batch_size):
         segments: list[Segment] = []
         pictures: list[np.ndarray] = []
-        room = shape.sequence_length
-        while room:
-            length = min(room, max(1, shape.sequence_length // 4))
+        for length, pictured in drawn_lengths(shape):
             ids = rng.integers(3, tokens.vocab_size, length + 1).astype(np.int32)
-            pictured = len(segments) % 2 == 0 and length > shape.image_tokens
             if pictured:
                 ids[: shape.image_tokens] = tokens.image_token_id
                 pictures.append(rng.integers(0, 256, (shape.image_size, shape.image_size, 3)).astype(np.uint8))
             segments.append(Segment(ids, MODALITY_CAPTION if pictured else MODALITY_TEXT))
-            room -= length
         packs.append((segments, pictures))
     each = shape.global_batch_size // place.data_size
     mine = packs[place.data_rank * each : (place.data_rank + 1) * each]
@@ -95,15 +104,15 @@ def drawn_steps(config: RunConfig, steps: int, learning_rate: float = 2e-3, toke
         engine = Engine(config, tokens, place)
         engine.enter_stage(0)
         batches = drawn_batches(config.shape_of(0), tokens, place)
-        results, seconds = [], 0.0
+        results, seconds = [], []
         for _ in range(steps):
             began = time.perf_counter()
             results.append(train_step(engine, batches, place, learning_rate))  # reads the loss, so it waits for the device
-            seconds = time.perf_counter() - began
+            seconds.append(time.perf_counter() - began)
         return DrawnSteps(
             tuple(result.loss for result in results),
             tuple(result.grad_norm for result in results),
-            seconds,
+            tuple(seconds),
             torch.cuda.max_memory_allocated(place.device) if on_gpu else 0,
             choose_layer_spec(config.parallel.layer_spec, place.device.type),
         )

@@ -87,7 +87,7 @@ def describe(found: DrawnSteps) -> str:
     if not found.losses[-1] < found.losses[0]:
         raise AssertionError(f"losses {losses}: the batch was not learnt")
     memory = f", {found.memory / 1e6:.0f} MB" if found.memory else ""
-    return f"loss {losses}, layers {found.layer_spec}, {found.seconds * 1e3:.0f} ms{memory}"
+    return f"loss {losses}, layers {found.layer_spec}, {found.seconds[-1] * 1e3:.0f} ms a step{memory}"
 
 
 def examine(device: torch.device, said: Callable[[Outcome], None] = lambda outcome: None) -> list[Outcome]:

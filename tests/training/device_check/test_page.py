@@ -104,8 +104,8 @@ def test_operators_that_are_wrong_are_found(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_steps_that_go_wrong_are_found() -> None:
-    good = DrawnSteps((5.7, 5.5, 5.2), (1.0, 1.0, 1.0), 0.1, 0, "host")
-    assert describe(good) == "loss 5.7000 -> 5.5000 -> 5.2000, layers host, 100 ms"
+    good = DrawnSteps((5.7, 5.5, 5.2), (1.0, 1.0, 1.0), (0.4, 0.1, 0.1), 0, "host")
+    assert describe(good) == "loss 5.7000 -> 5.5000 -> 5.2000, layers host, 100 ms a step"
     for bad in (replace(good, losses=(5.7, math.nan, 5.2)), replace(good, grad_norms=(1.0, math.inf, 1.0))):
         with pytest.raises(AssertionError, match="not finite"):
             describe(bad)
