@@ -14,8 +14,9 @@ pytestmark = ON_A_GPU
 def test_no_check_fails() -> None:
     command = [sys.executable, "-m", "megatron_vlm.cli.main", "doctor", "--gpu", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-    # what libraries print comes before
-    found = json.loads(done.stdout[done.stdout.index('{\n  "version"') :])
+    _, begin, rest = done.stdout.partition('{\n  "version"')  # what libraries print comes before
+    assert begin, done.stdout + done.stderr[-4000:]
+    found = json.loads(begin + rest)
     failed = {check["check"]: check["trace"] for check in found["checks"] if check["state"] == "failed"}
     assert not failed, failed
     assert done.returncode == 0, done.stderr[-4000:]

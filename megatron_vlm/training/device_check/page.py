@@ -76,7 +76,8 @@ def _step_checks(device: torch.device) -> Iterator[tuple[str, Work]]:
 
 
 def _steps(*overrides: str) -> DrawnSteps:
-    return drawn_steps(configuration("tiny", STEPS, overrides), STEPS)
+    size = ["--schedule.global_batch_size", "4", "--schedule.micro_batch_size", "2"]
+    return drawn_steps(configuration("tiny", STEPS, [*size, *overrides]), STEPS)
 
 
 def describe(found: DrawnSteps) -> str:
