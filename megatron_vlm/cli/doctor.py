@@ -17,6 +17,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from megatron_vlm.training.device_check.outcome import Outcome
     from megatron_vlm.training.surroundings import Finding
 
 NO_GPU = 3
@@ -48,9 +49,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _try_gpu(as_json: bool, findings: list[Finding]) -> int:
-    import json
-    from dataclasses import asdict
-
     import torch
 
     from megatron_vlm import __version__
@@ -60,23 +58,36 @@ def _try_gpu(as_json: bool, findings: list[Finding]) -> int:
 
     if not as_json:
         print(f"megatron-vlm {__version__}\n{as_table(findings)}\n", flush=True)
-    if not torch.cuda.is_available():
-        reason = why_no_gpu()
-        if as_json:
-            values = {"version": __version__, "findings": [asdict(finding) for finding in findings]}
-            print(json.dumps({**values, "checks": None, "no_gpu": reason}, indent=2))
-        else:
-            print(f"No GPU was tried: {reason}. What needs none is in the table above; runs go on CPU ranks meanwhile.")
-        return NO_GPU
-    device = torch.device("cuda", 0)
-    outcomes = examine(device, (lambda outcome: None) if as_json else (lambda outcome: print(line(outcome), flush=True)))
+    if torch.cuda.is_available():
+        say = (lambda outcome: None) if as_json else (lambda outcome: print(line(outcome), flush=True))
+        return report(findings, examine(torch.device("cuda", 0), say), as_json)
+    reason = why_no_gpu()
+    if as_json:
+        _print_json(findings, None, reason)
+    else:
+        print(f"No GPU was tried: {reason}. What needs none is in the table above; runs go on CPU ranks meanwhile.")
+    return NO_GPU
+
+
+def report(findings: list[Finding], outcomes: list[Outcome], as_json: bool) -> int:
+    """What was not printed while the checks were made: their end, or all of it as json. Returns the exit code."""
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if as_json:
-        values = {"version": __version__, "findings": [asdict(finding) for finding in findings]}
-        print(json.dumps({**values, "checks": [asdict(outcome) for outcome in outcomes], "no_gpu": None}, indent=2))
+        _print_json(findings, outcomes, None)
     else:
         for outcome in failed:
             print(f"\n{outcome.check}:\n{outcome.trace}")
         left = sum(outcome.state == "left out" for outcome in outcomes)
         print(f"\n{len(outcomes)} checks: {len(failed)} failed, {left} left out")
     return int(bool(failed) or any(finding.problem for finding in findings))
+
+
+def _print_json(findings: list[Finding], outcomes: list[Outcome] | None, no_gpu: str | None) -> None:
+    import json
+    from dataclasses import asdict
+
+    from megatron_vlm import __version__
+
+    checks = None if outcomes is None else [asdict(outcome) for outcome in outcomes]
+    values = {"version": __version__, "findings": [asdict(finding) for finding in findings]}
+    print(json.dumps({**values, "checks": checks, "no_gpu": no_gpu}, indent=2))

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from megatron_vlm.cli.doctor import report
 from megatron_vlm.cli.main import main
 from megatron_vlm.ops.native import native_operators
 from megatron_vlm.training.device_check import libraries, operators
@@ -18,6 +19,7 @@ from megatron_vlm.training.device_check.drawn_steps import DrawnSteps
 from megatron_vlm.training.device_check.outcome import LeftOutError, Outcome, attempt
 from megatron_vlm.training.device_check.page import STEPS, describe, examine, line
 from megatron_vlm.training.device_check.speed import copy_rate, data_sheet, matrix_rate
+from megatron_vlm.training.surroundings import Finding
 from tests.distributed.ranks import run_ranks
 
 CPU = torch.device("cpu")
@@ -111,6 +113,31 @@ def test_steps_that_go_wrong_are_found() -> None:
             describe(bad)
     with pytest.raises(AssertionError, match="was not learnt"):
         describe(replace(good, losses=(5.7, 5.8, 5.9)))
+
+
+def test_the_end_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    def wrong() -> str:
+        raise ValueError("two numbers differ\nby a lot")
+
+    def absent() -> str:
+        raise LeftOutError("there is one GPU")
+
+    outcomes = [attempt("memory", lambda: "3 TB/s"), attempt("links", absent)]
+    assert report([], outcomes, as_json=False) == 0
+    assert capsys.readouterr().out == "\n2 checks: 0 failed, 1 left out\n"
+    assert report([Finding("torch", "missing", problem="pip install torch")], outcomes, as_json=False) == 1
+    outcomes.append(attempt("fusion", wrong))
+    assert line(outcomes[-1]) == "FAILED    fusion                   ValueError: two numbers differ"
+    capsys.readouterr()
+    assert report([], outcomes, as_json=False) == 1
+    page = capsys.readouterr().out
+    assert "\nfusion:\nTraceback" in page
+    assert "by a lot" in page
+    assert "3 checks: 1 failed, 1 left out" in page
+    assert report([], outcomes, as_json=True) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [check["state"] for check in found["checks"]] == ["ok", "left out", "failed"]
+    assert found["no_gpu"] is None
 
 
 def test_rates_are_those_of_the_work_and_sheets_are_found_by_name() -> None:
