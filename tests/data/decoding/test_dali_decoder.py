@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from megatron_vlm.data.decoding.canvas import GREY
 from megatron_vlm.data.decoding.dali_decoder import BATCH, DaliDecoder
@@ -12,7 +13,8 @@ from tests.data.decoding.samples import encode, photograph
 
 pytest.importorskip("nvidia.dali")
 
-PLACES = [None, pytest.param(0, marks=pytest.mark.gpu)]
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+PLACES = [None, pytest.param(0, marks=ON_GPU)]
 #: rounding of the two resizers; nvJPEG's own arithmetic on a GPU may add to it
 LARGEST_DIFFERENCE = 2
 #: on average and at most, where the others decode at a fraction of the size
