@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.models.checkpoint_names import left_out
 from megatron_vlm.models.image_pool import pool_for, pool_rows, pool_shaped
 from megatron_vlm.models.language import LanguageModel, padded_vocab_size
 from megatron_vlm.models.lora import add_lora
@@ -60,6 +62,7 @@ class VisionLanguageModel(MegatronModule):
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.share_embeddings_and_output_weights = not model.language.untie_embeddings
+        self._language, self._keep_scales = model.language, False
         self._zero_gradients_for_absent_pictures = parallel.overlap_grad_reduce
         spec = choose_layer_spec(parallel.layer_spec, device_type)
         self.language_model = LanguageModel(
@@ -99,6 +102,20 @@ class VisionLanguageModel(MegatronModule):
                 input_size=model.vision_width,
                 output_size=model.language.hidden_size,
             )
+
+    def leaves_out(self, name: str) -> bool:
+        """Whether checkpoints are without this entry of `state_dict`, so that they are the same under every layer spec."""
+        return left_out(name, self._language, self._keep_scales)
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """As megatron-core's, without what `leaves_out` names."""
+        state: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        return {name: value for name, value in state.items() if not self.leaves_out(name.removeprefix(prefix))}
 
     def set_input_tensor(self, input_tensor: Tensor) -> None:
         """Hidden states from the stage before, as megatron-core's schedules hand them over."""
