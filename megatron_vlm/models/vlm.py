@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.models.block_options import language_options, vision_options
 from megatron_vlm.models.checkpoint_names import left_out
 from megatron_vlm.models.image_pool import pool_for, pool_rows, pool_shaped
 from megatron_vlm.models.language import LanguageModel, padded_vocab_size
@@ -57,14 +58,15 @@ class VisionLanguageModel(MegatronModule):
         vp_stage: int | None = None,
     ) -> None:
         model, parallel = config.model, config.parallel
-        transformer = language_config(model, parallel, device_type)
+        spec = choose_layer_spec(parallel.layer_spec, device_type)
+        options = language_options(config, spec, device_type)
+        transformer = language_config(model, parallel, device_type, options)
         super().__init__(config=transformer)
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.share_embeddings_and_output_weights = not model.language.untie_embeddings
-        self._language, self._keep_scales = model.language, False
+        self._language, self._keep_scales = model.language, config.precision.fp8 == "delayed"
         self._zero_gradients_for_absent_pictures = parallel.overlap_grad_reduce
-        spec = choose_layer_spec(parallel.layer_spec, device_type)
         self.language_model = LanguageModel(
             config=transformer,
             transformer_layer_spec=language_block_spec(model.language, transformer, spec, vp_stage),
@@ -90,15 +92,15 @@ class VisionLanguageModel(MegatronModule):
         self.projector: Projector | None = None
         if pre_process:
             group, native = model.projector.pixel_shuffle, config.data.pictures.resize == "native"
-            second = None
+            second, encoder_options = None, vision_options(config, options)
             if model.vision_second is not None:
-                own = vision_config(model, parallel, device_type, model.vision_second)
+                own = vision_config(model, parallel, device_type, model.vision_second, encoder_options)
                 second = VisionEncoder(model.vision_second, own, spec, group, native)
-            first = vision_config(model, parallel, device_type)
+            first = vision_config(model, parallel, device_type, options=encoder_options)
             self.vision = VisionEncoder(model.vision, first, spec, group, native, second)
             self.projector = Projector(
                 model.projector,
-                projector_config(model, parallel, device_type),
+                projector_config(model, parallel, device_type, options["gradient_accumulation_fusion"]),
                 input_size=model.vision_width,
                 output_size=model.language.hidden_size,
             )
@@ -194,6 +196,10 @@ class VisionLanguageModel(MegatronModule):
             parameters = [p for m in (self.vision, self.projector) for p in m.parameters() if p.requires_grad]
             if parameters:
                 x = _Untouched.apply(x, *parameters)
+        if self.config.recompute_granularity == "full" and self.training and not x.requires_grad and torch.is_grad_enabled():
+            # what is computed again gets gradients only where its input asks for them, and words of a frozen embedding do
+            # not (low-rank updates of its layers are trained all the same)
+            x.requires_grad_(any(p.requires_grad for p in self.language_model.decoder.parameters()))
         return x
 
     def forward(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.models.fp8 import without_fp8
 from megatron_vlm.models.initialization import initialize_parameters
 from megatron_vlm.models.vlm import VisionLanguageModel
 from megatron_vlm.parallel.topology import Topology
@@ -185,12 +186,17 @@ class Engine:
 
     @contextmanager
     def whole_parameters(self) -> Iterator[None]:
-        """Inside, every parameter is up to date and no gather is in flight: for checkpoints and evaluation."""
+        """Inside, every parameter is up to date and no gather is in flight: for checkpoints and evaluation.
+
+        Matrix products of a forward pass in here are in bf16 also where training steps have theirs in FP8, which wants
+        numbers of rows that scored documents do not come in.
+        """
         hooked = [c for c in self.ddp if getattr(c, "use_forward_hook", False) and c.remove_forward_pre_hook_handles]
         for chunk in hooked:
             chunk.disable_forward_pre_hook()
-        try:
-            yield
-        finally:
-            for chunk in hooked:
-                chunk.enable_forward_pre_hook()
+        with without_fp8(self.chunks):
+            try:
+                yield
+            finally:
+                for chunk in hooked:
+                    chunk.enable_forward_pre_hook()
