@@ -34,7 +34,7 @@ class PrecisionConfig:
     fp8: Recipe = "none"
     #: hybrid: e4m3 forward and e5m2 for gradients; e4m3: both
     fp8_format: Literal["hybrid", "e4m3"] = "hybrid"
-    #: delayed: steps whose largest values are kept
+    #: delayed: micro-batches whose largest values are kept; checkpoints are without them, and a resumed run begins with none
     fp8_history: int = 1024
     #: delayed: the largest of them, or the newest
     fp8_amax: Literal["max", "most_recent"] = "max"

@@ -22,11 +22,13 @@ def held_at_zero(name: str, language: LanguageConfig) -> bool:
     return gain_only and name.startswith("language_model.") and name.endswith(("norm_bias", "norm.bias"))
 
 
-def left_out(name: str, language: LanguageConfig, keep_scales: bool = False) -> bool:
-    """Whether a checkpoint is without this entry of the model's state: it holds nothing, or only zeros.
+def left_out(name: str, language: LanguageConfig) -> bool:
+    """Whether a checkpoint is without this entry of the model's state.
+
+    Norm biases that are held at zero, and `_extra_state`: Transformer Engine's FP8 scales, which are a pickle that loading
+    would run, and which every recipe but delayed finds anew at each product. Delayed scaling begins its history again.
 
     Args:
         name: in the model's `state_dict`.
-        keep_scales: FP8 with delayed scaling keeps its scales and their history in `_extra_state`; else that is empty.
     """
-    return held_at_zero(name, language) or (name.endswith("_extra_state") and not keep_scales)
+    return held_at_zero(name, language) or name.endswith("_extra_state")

@@ -65,7 +65,7 @@ class VisionLanguageModel(MegatronModule):
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.share_embeddings_and_output_weights = not model.language.untie_embeddings
-        self._language, self._keep_scales = model.language, config.precision.fp8 == "delayed"
+        self._language = model.language
         self._zero_gradients_for_absent_pictures = parallel.overlap_grad_reduce
         self.language_model = LanguageModel(
             config=transformer,
@@ -107,7 +107,7 @@ class VisionLanguageModel(MegatronModule):
 
     def leaves_out(self, name: str) -> bool:
         """Whether checkpoints are without this entry of `state_dict`, so that they are the same under every layer spec."""
-        return left_out(name, self._language, self._keep_scales)
+        return left_out(name, self._language)
 
     def sharded_state_dict(
         self,

@@ -25,6 +25,7 @@ from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training.optimizer import Optimizer, read_state, write_state
 from megatron_vlm.training.parameter_groups import frozen_in, held_at_zero, updated_beside
 from megatron_vlm.training.updates import UpdateCount
+from megatron_vlm.training.user_buffers import start_user_buffers
 
 
 def build_chunks(config: RunConfig, tokens: TokenCounts, topology: Topology) -> list[MegatronModule]:
@@ -84,6 +85,8 @@ class Engine:
 
     def __init__(self, config: RunConfig, tokens: TokenCounts, topology: Topology) -> None:
         self.config, self.topology = config, topology
+        if topology.device.type == "cuda":
+            start_user_buffers(config)
         self.chunks = build_chunks(config, tokens, topology)
         self.ddp: list[DistributedDataParallel] = []
         self.optimizer: Optimizer

@@ -44,6 +44,7 @@ def pretend_device(where: str = "meta", capability: tuple[int, int] = (9, 0)) ->
         "synchronize": None,
         "is_current_stream_capturing": False,
         "is_bf16_supported": True,
+        "Stream": None,
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, lambda *a, _answer=answer, **k: _answer)
