@@ -27,7 +27,8 @@ class PerformanceConfig:
     gradient_accumulation_fusion: bool | None = None
     #: rotary positions by Transformer Engine's kernel
     rope_fusion: bool | None = None
-    #: native: megatron-core's, whose collectives are fewer; transformer_engine: its Triton kernel; auto: native
+    #: native: megatron-core's, whose collectives are fewer and which rounds the logits' gradients to bf16;
+    #: transformer_engine: its Triton kernel; auto: native in bf16, none in fp32
     cross_entropy_fusion: Literal["auto", "none", "native", "transformer_engine"] = "auto"
     #: auto: Transformer Engine chooses by the shapes; flash: flash-attn; fused: cuDNN's
     attention_backend: Literal["auto", "flash", "fused"] = "auto"

@@ -46,13 +46,18 @@ def found_kernels() -> FusedKernels:
 
 
 def choose_kernels(
-    performance: PerformanceConfig, layer_spec: str, device_type: str, found: FusedKernels | None = None
+    performance: PerformanceConfig,
+    layer_spec: str,
+    device_type: str,
+    found: FusedKernels | None = None,
+    bf16: bool = True,
 ) -> FusedKernels:
     """What a run takes: what was asked for, and of what is auto or null all that is found, on a GPU.
 
     Args:
         layer_spec: resolved, host or transformer_engine.
         found: None: looked for.
+        bf16: whether parameters are.
 
     Raises:
         UserError: asked for, and missing here or not the device's; also an attention backend, offloading or overlap without
@@ -89,7 +94,7 @@ def choose_kernels(
     return FusedKernels(
         gradient_accumulation=on_gpu and found.gradient_accumulation if fusion is None else fusion,
         rope=on_gpu and engine and found.rope if rope is None else rope,
-        cross_entropy=("native" if on_gpu else "none") if entropy == "auto" else entropy,
+        cross_entropy=("native" if on_gpu and bf16 else "none") if entropy == "auto" else entropy,
     )
 
 

@@ -39,11 +39,20 @@ def support() -> list[dict[str, Any]]:
     }
     found = []
     for capability in CAPABILITIES:
-        quantization.get_device_compute_capability = lambda capability=capability: capability
+        pretend_chip(capability)
         for recipe in LEAST_CAPABILITY:
             ours = chip_problem(recipe, capability) is None
             found.append({"recipe": recipe, "capability": capability, "ours": ours, "theirs": theirs[recipe]()[0]})
     return found
+
+
+def pretend_chip(capability: tuple[int, int]) -> None:
+    """Another one than at first: Transformer Engine remembers what it found."""
+    from transformer_engine.pytorch import quantization
+
+    without_device.pretend_device("cpu", capability)
+    quantization.get_device_compute_capability = lambda: capability
+    quantization._FP8_SUPPORT = quantization._MXFP8_SUPPORT = quantization._FP8_BLOCK_SCALING_SUPPORT = None
 
 
 def _inside(core: Any, layer: int) -> str:
@@ -56,14 +65,14 @@ def _inside(core: Any, layer: int) -> str:
 
 def contexts() -> dict[str, Any]:
     """Recipe -> what is on in each language layer, in the encoder's first, and in a language layer while documents are
-    scored."""
+    scored; on Hopper, MXFP8 on Blackwell."""
     found = {}
     base = load_config(preset="tiny")
     for recipe in LEAST_CAPABILITY:
         edges = 0 if recipe == "delayed" else 1
         precision = PrecisionConfig(fp8=recipe, first_layers_in_bf16=edges)
         if recipe == "mxfp8":
-            continue  # the chip that is pretended lacks it, which `refused` shows
+            pretend_chip((10, 0))
         config = replace(base, precision=precision, parallel=replace(base.parallel, layer_spec="transformer_engine"))
         (model,) = without_device.build(config, "cpu")
         assert model.vision is not None
@@ -79,6 +88,7 @@ def contexts() -> dict[str, Any]:
 
 def refused() -> str:
     """What building a model says on Hopper to MXFP8."""
+    pretend_chip((9, 0))
     config = load_config(preset="tiny", overrides=["--precision.fp8", "mxfp8"])
     try:
         without_device.build(config, "cpu")

@@ -88,6 +88,8 @@ def test_kernels_are_taken_on_a_gpu_where_they_are_found() -> None:
     # rotary positions are Transformer Engine's, the sums of weight gradients apex's
     assert choose_kernels(auto, "host", "cuda", EVERYTHING) == FusedKernels(True, False, "native")
     assert choose_kernels(auto, "host", "cpu", EVERYTHING) == FusedKernels(False, False, "none")
+    # megatron-core's cross-entropy rounds gradients to bf16
+    assert choose_kernels(auto, "host", "cuda", NOTHING, bf16=False).cross_entropy == "none"
     off = PerformanceConfig(gradient_accumulation_fusion=False, rope_fusion=False, cross_entropy_fusion="none")
     assert choose_kernels(off, "transformer_engine", "cuda", EVERYTHING) == FusedKernels(False, False, "none")
     asked = PerformanceConfig(gradient_accumulation_fusion=True, rope_fusion=True, cross_entropy_fusion="transformer_engine")

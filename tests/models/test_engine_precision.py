@@ -25,6 +25,7 @@ def test_chips_have_the_recipes_that_transformer_engine_says(engine: dict[str, A
 
 def test_language_layers_are_in_fp8_and_the_encoder_and_the_first_layer_are_not(engine: dict[str, Any]) -> None:
     names = {"delayed": "TEDelayedScaling", "current": "Float8CurrentScaling", "blockwise": "Float8BlockScaling"}
+    names["mxfp8"] = "MXFP8BlockScaling"
     assert set(engine["contexts"]) == set(names)
     for recipe, found in engine["contexts"].items():
         first = names[recipe] if recipe == "delayed" else "none"
