@@ -1,7 +1,7 @@
 """megatron-core's fused cross-entropy gives the losses and gradients of the plain one, with the z-loss beside it.
 
-It rounds the logits' gradients to bf16, of 8 bits, also in an fp32 run: gradient norms agree to 2^-9, and losses of the first
-step, before an update, to fp32's 2e-6.
+It rounds the gradients of logits to bf16, of 8 bits, also in an fp32 run: gradient norms agree to 2^-9, and losses of the
+first step, before an update, to 2e-6 as in fp32.
 """
 
 from __future__ import annotations
