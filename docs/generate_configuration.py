@@ -100,12 +100,13 @@ def _type_parts(node: ast.expr) -> Iterator[str]:
 
 def _aliases() -> dict[str, str]:
     """Names that annotations use for a set of words -> the words, as a Literal."""
-    from megatron_vlm.config import curriculum, model, pictures
+    from megatron_vlm.config import curriculum, model, pictures, precision
 
     return {
         name: "Literal[" + ", ".join(repr(v) for v in getattr(module, name).__args__) + "]"
         for module, name in (
             *((curriculum, "Measure"), (model, "Normalization"), (model, "Activation")),
+            (precision, "Recipe"),
             *((pictures, "DecoderName"), (pictures, "Resize"), (pictures, "BrokenPolicy")),
         )
     }

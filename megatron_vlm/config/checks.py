@@ -12,6 +12,8 @@ from megatron_vlm.config.curriculum_checks import curriculum_problems
 from megatron_vlm.config.language_checks import language_problems
 from megatron_vlm.config.model import VisionConfig
 from megatron_vlm.config.nearest import nearest_divisor, nearest_multiple
+from megatron_vlm.config.performance_checks import performance_problems
+from megatron_vlm.config.precision_checks import precision_problems
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.config.shape_checks import batch_problems, picture_problems, row_problems
 from megatron_vlm.errors import ConfigError
@@ -294,6 +296,8 @@ def problems(config: RunConfig, world_size: int) -> list[str]:
         *_model(config),
         *_lora(config),
         *_layout(config, world_size),
+        *precision_problems(config),
+        *performance_problems(config),
         *_batches(config, world_size),
         *curriculum_problems(config),
         *picture_problems(config),

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from megatron_vlm.config.not_offered import NOT_OFFERED
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.errors import ConfigError
 
@@ -121,6 +122,8 @@ def build(cls: type[T], values: Any, where: str) -> T:
     hints = typing.get_type_hints(cls)
     prefix = f"{where}." if where else ""
     for key in values:
+        if key in NOT_OFFERED and key not in hints:
+            raise ConfigError(f"{prefix}{key}: not offered: {NOT_OFFERED[key]}")
         if key not in hints:
             raise ConfigError(f"{prefix}{key}: unknown key{_nearest(str(key), list(hints))}")
     converted = {key: _convert(value, hints[key], f"{prefix}{key}") for key, value in values.items()}

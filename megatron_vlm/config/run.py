@@ -16,6 +16,8 @@ from megatron_vlm.config.loader import LoaderConfig
 from megatron_vlm.config.model import ModelConfig
 from megatron_vlm.config.optimization import OptimizerConfig, ScheduleConfig
 from megatron_vlm.config.parallel import ParallelConfig
+from megatron_vlm.config.performance import PerformanceConfig
+from megatron_vlm.config.precision import PrecisionConfig
 from megatron_vlm.config.steps import Segment, StepShape, run_segments
 
 
@@ -32,6 +34,8 @@ class RunConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     faults: FaultConfig = field(default_factory=FaultConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    performance: PerformanceConfig = field(default_factory=PerformanceConfig)
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:

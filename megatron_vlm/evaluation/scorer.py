@@ -11,6 +11,8 @@ import numpy as np
 
 from megatron_vlm.config.checks import layout_problems
 from megatron_vlm.config.parallel import ParallelConfig
+from megatron_vlm.config.performance import PerformanceConfig
+from megatron_vlm.config.precision import PrecisionConfig
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.config.steps import StepShape
 from megatron_vlm.data.opening import token_counts
@@ -79,7 +81,8 @@ def layout_for(config: RunConfig, world_size: int, given: dict[str, Any], genera
     """The checkpoint's configuration for `world_size` ranks.
 
     What is `given` (fields of `parallel`) holds; the rest is the training layout where it fits, else one rank's. `generates`
-    leaves out what generation cannot use: sequence parallelism and interleaved stages, which change no weight.
+    leaves out what generation cannot use: sequence parallelism and interleaved stages, which change no weight. What is
+    scored is scored in bf16 or fp32, as during training (`Engine.whole_parameters`).
     """
     trained = config.parallel
     fits = world_size % (trained.tensor_model_parallel_size * trained.pipeline_model_parallel_size) == 0
@@ -95,4 +98,4 @@ def layout_for(config: RunConfig, world_size: int, given: dict[str, Any], genera
         layer_spec="auto",
         **given,
     )
-    return replace(config, parallel=parallel)
+    return replace(config, parallel=parallel, precision=PrecisionConfig(), performance=PerformanceConfig())

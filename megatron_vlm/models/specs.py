@@ -23,6 +23,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from megatron_vlm.config.model import LanguageConfig, VisionConfig
 from megatron_vlm.errors import UserError
+from megatron_vlm.models.checkpoint_names import FUSED_NORMS
 from megatron_vlm.models.full_width_norm import FullWidthNorm
 from megatron_vlm.models.host_layers import (
     HostAttention,
@@ -108,6 +109,7 @@ def vision_block_spec(
         from megatron.core.extensions.transformer_engine import TENorm
 
         layer = copy.deepcopy(get_vit_layer_with_transformer_engine_spec())
+        layer.submodules.sharded_state_dict_keys_map = dict(FUSED_NORMS)
         final_norm: Any = TENorm
     else:
         layer = ModuleSpec(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def _shared(parallel: ParallelConfig, device_type: str) -> dict[str, Any]:
         "embedding_init_method": _leave,
         "use_cpu_initialization": host,
         "attention_dropout": 0.0,
-        "gradient_accumulation_fusion": False,  # needs apex's or TE's kernel, see models.specs
+        "gradient_accumulation_fusion": False,  # needs apex's kernel, see models.fused_kernels
         "masked_softmax_fusion": False,
         "bias_activation_fusion": False,
         "bias_dropout_fusion": False,
@@ -72,11 +72,14 @@ def _beside(parallel: ParallelConfig, device_type: str) -> dict[str, Any]:
     return _shared(parallel, device_type) | {"tensor_model_parallel_size": split}
 
 
-def language_config(model: ModelConfig, parallel: ParallelConfig, device_type: str) -> TransformerConfig:
+def language_config(
+    model: ModelConfig, parallel: ParallelConfig, device_type: str, options: Mapping[str, Any] | None = None
+) -> TransformerConfig:
+    """`options`: what precision and performance say (`block_options.language_options`); None: bf16 or fp32."""
     language = model.language
     vp = parallel.virtual_pipeline_model_parallel_size
-    options: dict[str, Any] = _shared(parallel, device_type)
-    options |= {
+    fields: dict[str, Any] = _shared(parallel, device_type)
+    fields |= {
         "num_layers": language.num_layers,
         "hidden_size": language.hidden_size,
         "num_attention_heads": language.num_attention_heads,
@@ -104,22 +107,22 @@ def language_config(model: ModelConfig, parallel: ParallelConfig, device_type: s
         "calculate_per_token_loss": True,
     }
     if vp > 1:  # batched p2p under the interleaved schedule gives wrong losses on gloo
-        options |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
-    if parallel.recompute == "full":
-        options |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    elif parallel.recompute == "selective":
-        options |= {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
-    return TransformerConfig(**options)
+        fields |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
+    return TransformerConfig(**{**fields, **(options or {})})
 
 
 def vision_config(
-    model: ModelConfig, parallel: ParallelConfig, device_type: str, encoder: VisionConfig | None = None
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    device_type: str,
+    encoder: VisionConfig | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> TransformerConfig:
     """The encoder is whole on the first pipeline stage, so its configuration has no pipeline of its own. `encoder` None: the
-    model's first."""
+    model's first. `options`: what precision and performance say (`block_options.vision_options`)."""
     vision = encoder or model.vision
     return TransformerConfig(
-        **_beside(parallel, device_type),
+        **{**_beside(parallel, device_type), **(options or {})},
         num_layers=vision.num_layers - vision.skip_last_layers,
         hidden_size=vision.hidden_size,
         num_attention_heads=vision.num_attention_heads,
@@ -134,11 +137,13 @@ def vision_config(
     )
 
 
-def projector_config(model: ModelConfig, parallel: ParallelConfig, device_type: str) -> TransformerConfig:
+def projector_config(
+    model: ModelConfig, parallel: ParallelConfig, device_type: str, gradient_accumulation_fusion: bool = False
+) -> TransformerConfig:
     """A stand-in transformer configuration: megatron-core's parallel layers read sizes and dtypes from one."""
     width = model.projector.hidden_size or model.language.hidden_size
     return TransformerConfig(
-        **_beside(parallel, device_type),
+        **{**_beside(parallel, device_type), "gradient_accumulation_fusion": gradient_accumulation_fusion},
         num_layers=1,
         hidden_size=model.language.hidden_size,
         num_attention_heads=model.language.num_attention_heads,

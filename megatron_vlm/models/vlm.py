@@ -16,6 +16,8 @@ from torch import Tensor
 
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.models.block_options import language_options, vision_options
+from megatron_vlm.models.checkpoint_names import left_out
 from megatron_vlm.models.image_pool import pool_for, pool_rows, pool_shaped
 from megatron_vlm.models.language import LanguageModel, padded_vocab_size
 from megatron_vlm.models.lora import add_lora
@@ -61,7 +63,9 @@ class VisionLanguageModel(MegatronModule):
         vp_stage: int | None = None,
     ) -> None:
         model, parallel = config.model, config.parallel
-        transformer = language_config(model, parallel, device_type)
+        spec = choose_layer_spec(parallel.layer_spec, device_type)
+        options = language_options(config, spec, device_type)
+        transformer = language_config(model, parallel, device_type, options)
         super().__init__(config=transformer)
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
@@ -69,7 +73,7 @@ class VisionLanguageModel(MegatronModule):
         # of a step's pictures that all stages encoded, gradients come after the last micro-batch
         late = parallel.vision == "data_all_stages"
         self._zero_gradients_for_absent_pictures = parallel.overlap_grad_reduce and not late
-        spec = choose_layer_spec(parallel.layer_spec, device_type)
+        self._language = model.language
         self.language_model = LanguageModel(
             config=transformer,
             transformer_layer_spec=language_block_spec(model.language, transformer, spec, vp_stage),
@@ -97,15 +101,15 @@ class VisionLanguageModel(MegatronModule):
         if pre_process or (parallel.vision == "data_all_stages" and not vp_stage):
             groups = None if parallel.vision == "tensor" else groups_of_one()
             group, native = model.projector.pixel_shuffle, config.data.pictures.resize == "native"
-            second = None
+            second, encoder_options = None, vision_options(config, options)
             if model.vision_second is not None:
-                own = vision_config(model, parallel, device_type, model.vision_second)
+                own = vision_config(model, parallel, device_type, model.vision_second, encoder_options)
                 second = VisionEncoder(model.vision_second, own, spec, group, native, groups=groups)
-            first = vision_config(model, parallel, device_type)
+            first = vision_config(model, parallel, device_type, options=encoder_options)
             self.vision = VisionEncoder(model.vision, first, spec, group, native, second, groups)
             self.projector = Projector(
                 model.projector,
-                projector_config(model, parallel, device_type),
+                projector_config(model, parallel, device_type, options["gradient_accumulation_fusion"]),
                 input_size=model.vision_width,
                 output_size=model.language.hidden_size,
                 groups=groups,
@@ -114,13 +118,21 @@ class VisionLanguageModel(MegatronModule):
                 mark_replicated(self.vision)
                 mark_replicated(self.projector)
 
+    def leaves_out(self, name: str) -> bool:
+        """Whether checkpoints are without this entry of `state_dict`, so that they are the same under every layer spec."""
+        return left_out(name, self._language)
+
     def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
+        """As megatron-core's, without what `leaves_out` names."""
         state: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         if self._placement != "tensor":
             replicated_state(state, (f"{prefix}vision.", f"{prefix}projector."))
-        return state
+        return {name: value for name, value in state.items() if not self.leaves_out(name.removeprefix(prefix))}
 
     def set_input_tensor(self, input_tensor: Tensor) -> None:
         """Hidden states from the stage before, as megatron-core's schedules hand them over."""
@@ -231,7 +243,13 @@ class VisionLanguageModel(MegatronModule):
         if rows is not None:
             rows = rows.to(self.language_model.embedding.word_embeddings.weight.dtype)
         x: Tensor = self.language_model.embed(tokens, rows, row_index)
-        return x if rows is not None else self._untouched(x)
+        if rows is None:
+            x = self._untouched(x)
+        if self.config.recompute_granularity == "full" and self.training and not x.requires_grad and torch.is_grad_enabled():
+            # what is computed again gets gradients only where its input asks for them, and words of a frozen embedding do
+            # not (low-rank updates of its layers are trained all the same)
+            x.requires_grad_(any(p.requires_grad for p in self.language_model.decoder.parameters()))
+        return x
 
     def _untouched(self, x: Tensor) -> Tensor:
         """`x`, through which encoder and projector, which had no part in it, get zero gradients if these are waited for."""

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from megatron_vlm.config.bookkeeping import CheckpointConfig
 from megatron_vlm.config.loading import from_map, merge, to_map
+from megatron_vlm.config.precision import PrecisionConfig
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.errors import ConfigError, DataError
@@ -24,7 +25,7 @@ from megatron_vlm.study.study_file import EvaluateConfig, FinetuneConfig, StudyF
 
 Kind = Literal["trunk", "branch", "finetune", "evaluate"]
 #: sections of a configuration that leave the weights as they are, or within rounding
-_BESIDE = ("logging", "checkpoint", "loader", "faults", "evaluation", "parallel")
+_BESIDE = ("logging", "checkpoint", "loader", "faults", "evaluation", "parallel", "performance")
 _LENGTH = 12  # characters of a key
 
 
@@ -195,6 +196,8 @@ def _content(task: Path) -> str:
 def _physics(config: RunConfig, fingerprints: dict[str, str]) -> dict[str, Any]:
     """What of a configuration decides the weights; datasets by what is in them, where they are there."""
     told = {name: part for name, part in to_map(config).items() if name not in _BESIDE}
+    if config.precision == PrecisionConfig():  # so that keys are those of versions without it
+        del told["precision"]
     told["schedule"].pop("exit_step")
     told["start_from"] = config.checkpoint.start_from
     told["data"].pop("validation")

@@ -20,6 +20,7 @@ from torch import Tensor
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data.micro_batch import MicroBatch
+from megatron_vlm.models.fp8 import without_fp8
 from megatron_vlm.models.initialization import initialize_parameters
 from megatron_vlm.models.vlm import VisionLanguageModel
 from megatron_vlm.parallel.picture_shares import sum_gradients
@@ -28,6 +29,7 @@ from megatron_vlm.training.encoding import StepEncoding
 from megatron_vlm.training.optimizer import Optimizer, read_state, write_state
 from megatron_vlm.training.parameter_groups import frozen_in, held_at_zero, updated_beside
 from megatron_vlm.training.updates import UpdateCount
+from megatron_vlm.training.user_buffers import start_user_buffers
 
 
 def build_chunks(config: RunConfig, tokens: TokenCounts, topology: Topology) -> list[MegatronModule]:
@@ -87,6 +89,8 @@ class Engine:
 
     def __init__(self, config: RunConfig, tokens: TokenCounts, topology: Topology) -> None:
         self.config, self.topology = config, topology
+        if topology.device.type == "cuda":
+            start_user_buffers(config)
         self.chunks = build_chunks(config, tokens, topology)
         self.ddp: list[DistributedDataParallel] = []
         self.optimizer: Optimizer
@@ -218,12 +222,17 @@ class Engine:
 
     @contextmanager
     def whole_parameters(self) -> Iterator[None]:
-        """Inside, every parameter is up to date and no gather is in flight: for checkpoints and evaluation."""
+        """Inside, every parameter is up to date and no gather is in flight: for checkpoints and evaluation.
+
+        Matrix products of a forward pass in here are in bf16 also where training steps have theirs in FP8, which wants
+        numbers of rows that scored documents do not come in.
+        """
         hooked = [c for c in self.ddp if getattr(c, "use_forward_hook", False) and c.remove_forward_pre_hook_handles]
         for chunk in hooked:
             chunk.disable_forward_pre_hook()
-        try:
-            yield
-        finally:
-            for chunk in hooked:
-                chunk.enable_forward_pre_hook()
+        with without_fp8(self.chunks):
+            try:
+                yield
+            finally:
+                for chunk in hooked:
+                    chunk.enable_forward_pre_hook()

@@ -24,6 +24,7 @@ from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.planning.flops import step_flops
 from megatron_vlm.training import checkpoint as checkpoints
 from megatron_vlm.training.banner import banner
+from megatron_vlm.training.choices import run_choices
 from megatron_vlm.training.engine import Engine
 from megatron_vlm.training.faults.exit_codes import EXIT_REPLICAS_DIFFER
 from megatron_vlm.training.faults.pulse import Pulse
@@ -162,7 +163,9 @@ class Run:
             folder = Path(config.logging.directory)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-            (folder / "environment.txt").write_text(as_table(survey()) + "\n", encoding="utf-8")
+            surroundings = as_table([*survey(), *run_choices(self.engine)])
+            (folder / "environment.txt").write_text(surroundings + "\n", encoding="utf-8")
+            self.say(surroundings)
             log = MetricsLog(folder, self.step, config.logging.tensorboard)
             self.say(banner(config, self.topology, self.engine.chunks))
         stop = StopRequest()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.models import checkpoint_names
 from megatron_vlm.models.lora import is_lora
 
 #: module of the configuration -> how its parameters' names begin
@@ -39,8 +40,7 @@ def updated_beside(name: str, config: RunConfig) -> bool:
 
 def held_at_zero(name: str, config: RunConfig) -> bool:
     """Norm biases under `layernorm_gain`: Transformer Engine's norms have one, which stays zero, untrained."""
-    gain_only = config.model.language.normalization == "layernorm_gain"
-    return gain_only and module_of(name) == "language" and name.endswith(("norm_bias", "norm.bias"))
+    return checkpoint_names.held_at_zero(plain_name(name), config.model.language)
 
 
 def training_pattern(name: str, config: RunConfig) -> str:

@@ -113,6 +113,10 @@ def _optional() -> Iterator[Finding]:
     apex = "NVIDIA's" if find_spec("apex") and find_spec("amp_C") else "missing"
     adam = "Transformer Engine's" if engine and on_gpu else "apex's" if apex != "missing" and on_gpu else "torch's"
     yield Finding("apex", apex, f"Adam is {adam}")
+    fused = ["Transformer Engine's rotary positions and cross-entropy"] if engine else []
+    if find_spec("fused_weight_gradient_mlp_cuda"):
+        fused.append("apex's sums of weight gradients")
+    yield Finding("fused kernels", ", ".join(fused) or "none", "by performance.*" if fused and on_gpu else "not used")
 
 
 def _native() -> Finding:

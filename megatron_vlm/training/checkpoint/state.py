@@ -94,6 +94,10 @@ def _load(
     chunks: Sequence[Any] = [unwrap(chunk) for chunk in engine.chunks]
     names = ["model"] if len(chunks) == 1 else [f"model{i}" for i in range(len(chunks))]
     for name, chunk in zip(names, chunks, strict=True):
-        kept = {n: value for n, value in chunk.state_dict().items() if without is not None and without(n)}
+        kept = {
+            n: value
+            for n, value in chunk.state_dict().items()
+            if n not in loaded[name] and (chunk.leaves_out(n) or (without is not None and without(n)))
+        }
         chunk.load_state_dict({**loaded[name], **kept}, strict=True)
     return loaded

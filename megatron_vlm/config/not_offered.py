@@ -1,0 +1,31 @@
+"""Options of megatron-core that people look for here and do not find, with the reason and what there is instead."""
+
+from __future__ import annotations
+
+_CONTEXT = (
+    "Transformer Engine cuts each document of a row into 2 x ranks equal parts, and documents here have any length; for "
+    "long rows set parallel.sequence_parallel and parallel.recompute"
+)
+_GRAPHS = (
+    "rows have one length, but another number of documents and of pictures each, which captured layers cannot take; leave "
+    "it out (performance.rope_fusion and performance.cross_entropy_fusion launch fewer kernels)"
+)
+_EIGHT_BITS = (
+    "first weights, stage borders and checkpoints write into parameters part by part, which FP8 ones do not take; leave it "
+    "out: precision.fp8 has matrix products in FP8 all the same"
+)
+_FSDP = "weights are split by tensor and pipeline parallelism, and optimiser state by parallel.use_distributed_optimizer"
+
+#: name of a field, in any section -> why there is none, and what there is
+NOT_OFFERED: dict[str, str] = {
+    "context_parallel_size": _CONTEXT,
+    "context_parallel": _CONTEXT,
+    "cuda_graphs": _GRAPHS,
+    "cuda_graph_impl": _GRAPHS,
+    "enable_cuda_graph": _GRAPHS,
+    "fp8_param": _EIGHT_BITS,
+    "fp8_param_gather": _EIGHT_BITS,
+    "fp8_parameters": _EIGHT_BITS,
+    "use_megatron_fsdp": _FSDP,
+    "fsdp": _FSDP,
+}
