@@ -5,6 +5,7 @@
 #   make test-gpu        the tests that need a CUDA device or Transformer Engine
 #   make bench           preparation, packing, assembly, fusion and patches against their peers
 #   make demo            a first run, start to finish, on any laptop
+#   make docs            the documentation as a site
 #   make study-demo      a branch study of a tiny model: plan, run, report
 #
 # Where a CUDA build of torch is installed already (an NGC image, a cluster's module), keep it:
@@ -24,7 +25,7 @@ SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cuda/*)
 
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
-.PHONY: install demo study-demo test test-all test-gpu bench lint format clean
+.PHONY: install demo study-demo test test-all test-gpu bench docs lint format clean
 
 install: $(STAMP)
 
@@ -60,6 +61,13 @@ demo: $(STAMP)
 
 study-demo: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" bash examples/studies/run_demo.sh
+
+# The site of the documentation, in build/site.
+docs: $(STAMP)
+	$(BIN)/python docs/generate_configuration.py
+	$(BIN)/python docs/generate_cli.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

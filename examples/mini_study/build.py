@@ -37,12 +37,13 @@ from megatron_vlm.errors import UserError  # noqa: E402
 
 GRIDS, TALKS = 6000, 4000
 TASKS = {
-    "name": ("multiple_choice", "normalise: tokens"),
-    "category": ("multiple_choice", "normalise: tokens"),
+    # what the picture and the question add to a name, so that a common one gains nothing
+    "name": ("multiple_choice", "normalise: unconditional"),
+    "category": ("multiple_choice", "normalise: unconditional"),
     "presence": ("pope", "by: likelihood\nprompt: '{question}'\nsplit_by: category\nchance: 0.5"),
     "count": ("multiple_choice", ""),
     "colour": ("multiple_choice", ""),
-    "position": ("multiple_choice", "normalise: tokens\nsplit_by: kind"),
+    "position": ("multiple_choice", "normalise: unconditional\nsplit_by: kind"),
     "definitions": ("multiple_choice", "normalise: tokens"),
     "next_sentence": ("multiple_choice", "normalise: tokens\nsplit_by: source"),
     "word_swap": ("multiple_choice", "split_by: source"),

@@ -12,7 +12,9 @@ from megatron_vlm.cli.main import VERBS, build_parser
 from megatron_vlm.config.loading import load_config, preset_names
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("benchmarks/*.md")])
+#: all but the one that is made from the parsers themselves
+WRITTEN = (page for page in ROOT.glob("docs/*.md") if page.name != "cli.md")
+PAGES = sorted([*WRITTEN, ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("benchmarks/*.md")])
 SCRIPT = re.compile(r"examples/pretrain_vlm_(79m|1b|7b)\.sh")
 
 
