@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -70,7 +69,6 @@ def write_checkpoint(
     run_folder: Path,
     config: RunConfig,
     tensors: Iterable[tuple[str, Tensor]],
-    extra: Iterable[str],
     facts: dict[str, Any],
     file_bytes: int = _FILE_BYTES,
 ) -> Path:
@@ -78,7 +76,6 @@ def write_checkpoint(
 
     Args:
         tensors: global name and whole tensor; one is in memory at a time.
-        extra: keys of empty extra state that megatron-core looks for.
         facts: what run.json says besides, such as tokenizer_fingerprint.
         file_bytes: size at which a file of tensors ends.
 
@@ -92,7 +89,7 @@ def write_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
         recover(folder)
         partial.mkdir()
-        _write_tensors(partial, tensors, extra, file_bytes)
+        _write_tensors(partial, tensors, file_bytes)
         torch.save({"content_metadata": dict(SHARDING)}, partial / "common.pt")
         save_config(CheckpointingConfig("torch_dist", 1), str(partial))
         run = {
@@ -121,7 +118,7 @@ def write_checkpoint(
     return final
 
 
-def _write_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], extra: Iterable[str], file_bytes: int) -> None:
+def _write_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], file_bytes: int) -> None:
     described: dict[str, Any] = {}
     stored: dict[MetadataIndex, _StorageInfo] = {}
     files = _Files(folder, file_bytes)
@@ -134,9 +131,6 @@ def _write_tensors(folder: Path, tensors: Iterable[tuple[str, Tensor]], extra: I
             )
             # a view would bring the storage that it is a part of
             stored[MetadataIndex(name, origin, 0)] = files.write(value.clone() if _is_part(value) else value)
-        for name in extra:
-            described[name] = BytesStorageMetadata()
-            stored[MetadataIndex(name)] = files.write([None])
     finally:
         files.close()
     contents = Metadata(state_dict_metadata=described, storage_data=stored)

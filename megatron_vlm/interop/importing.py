@@ -25,7 +25,6 @@ from megatron_vlm.interop.model_tensors import (
     SECOND_POSITIONS,
     VISION,
     WORDS,
-    extra_states,
     first_constant,
     model_tensors,
 )
@@ -239,5 +238,4 @@ def run_import(plan: ImportPlan, to: Path, dtype: torch.dtype | None = None, fil
             "vocabulary_rows": max((source.rows for source in sources.values()), default=0),
         },
     }
-    shapes = {step.name: step.shape for step in plan.steps}
-    return write_checkpoint(to, plan.config, tensors_of(plan, dtype), extra_states(shapes), facts, file_bytes)
+    return write_checkpoint(to, plan.config, tensors_of(plan, dtype), facts, file_bytes)

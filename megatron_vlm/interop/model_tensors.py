@@ -132,12 +132,6 @@ def model_tensors(model: ModelConfig, rows: int) -> dict[str, Shape]:
     )
 
 
-def extra_states(names: dict[str, Shape]) -> list[str]:
-    """Keys of the (empty) extra state that megatron-core's tensor-parallel matrices keep beside their weight."""
-    parallel = ("linear_qkv.weight", "linear_proj.weight", "linear_fc1.weight", "linear_fc2.weight", "linear_middle.weight")
-    return [f"{name.removesuffix('.weight')}._extra_state/shard_0_1" for name in names if name.endswith(parallel)]
-
-
 def first_constant(name: str, zero_centered: bool) -> float | None:
     """The value that a vector begins with in a new model; None for what is drawn."""
     if "class_token" in name:

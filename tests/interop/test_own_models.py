@@ -19,7 +19,7 @@ from megatron_vlm.data.tokenizer import Tokenizer
 from megatron_vlm.interop.checkpoint_writer import write_checkpoint
 from megatron_vlm.interop.exporting import plan_export, run_export
 from megatron_vlm.interop.importing import plan_import, run_import
-from megatron_vlm.interop.model_tensors import extra_states, model_tensors
+from megatron_vlm.interop.model_tensors import model_tensors
 from megatron_vlm.interop.sources import open_source
 from megatron_vlm.models.language import padded_vocab_size
 from tests.distributed.ranks import run_ranks
@@ -76,7 +76,7 @@ def _checkpoint(case: str, folder: Path) -> tuple[Any, Path]:
         for name, shape in shapes.items()
     )
     facts = {"tokenizer_fingerprint": tokenizer.fingerprint}
-    return config, write_checkpoint(folder / "run", config, tensors, extra_states(shapes), facts)
+    return config, write_checkpoint(folder / "run", config, tensors, facts)
 
 
 @torch.no_grad()
