@@ -14,6 +14,9 @@
 VENV       ?= .venv
 VENV_FLAGS ?=
 PYTEST_ARGS ?=
+# Tests of one file run in one process: they share what their fixtures made. More processes than four only share the cores,
+# since many tests start ranks of their own.
+WORKERS ?= -n logical --maxprocesses 4 --dist loadfile
 # The first interpreter that runs and is new enough: a name on PATH may be a shim without a Python behind it.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo "$$p"; break; fi; done)
@@ -80,10 +83,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 test-all: lint
-	$(BIN)/python -m pytest -m "not gpu and not te" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not te" $(WORKERS) $(PYTEST_ARGS)
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m "gpu or te" $(PYTEST_ARGS)

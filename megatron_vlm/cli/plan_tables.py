@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from megatron_vlm.planning.text_table import human, table
+
 if TYPE_CHECKING:
     from megatron_vlm.config.run import RunConfig
     from megatron_vlm.planning.calibration import Calibration
@@ -15,22 +17,6 @@ if TYPE_CHECKING:
     from megatron_vlm.planning.remedies import Remedy
 
 _GIGA = 1e9
-
-
-def human(value: float) -> str:
-    """1234567 -> '1.23M'."""
-    for size, suffix in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{suffix}"
-    return f"{value:.3g}"
-
-
-def table(rows: list[list[str]]) -> Iterator[str]:
-    """Columns as wide as they need, the first left and the others right."""
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        yield "  ".join(cells).rstrip()
 
 
 def length_of(seconds: float) -> str:

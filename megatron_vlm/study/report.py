@@ -16,12 +16,12 @@ from megatron_vlm import __version__
 from megatron_vlm.config.loading import to_yaml
 from megatron_vlm.data import atomic_file
 from megatron_vlm.errors import DataError
+from megatron_vlm.planning.text_table import human
 from megatron_vlm.study.cost import Cost, segment_costs
 from megatron_vlm.study.figures import Picture, draw_all
 from megatron_vlm.study.folder import StudyFolder
 from megatron_vlm.study.results import Result, read_results, text_measures, value_of, vision_measures
 from megatron_vlm.study.segments import Graph
-from megatron_vlm.study.tables import human
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

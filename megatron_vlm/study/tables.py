@@ -5,27 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 
+from megatron_vlm.planning.text_table import human, table
 from megatron_vlm.study.cost import Cost, totals
 from megatron_vlm.study.folder import StudyFolder, read_json
 from megatron_vlm.study.segments import Graph, Segment
-
-_SIZES = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-
-
-def human(value: float) -> str:
-    """1234567 -> '1.23M'."""
-    for size, suffix in _SIZES:
-        if abs(value) >= size:
-            return f"{value / size:.3g}{suffix}"
-    return f"{value:.3g}"
-
-
-def table(rows: list[list[str]]) -> Iterator[str]:
-    """Columns as wide as they need, the first left and the others right."""
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        yield "  ".join(cells).rstrip()
 
 
 def describe_plan(graph: Graph, costs: Mapping[str, Cost], folder: StudyFolder, gpu: str, notes: list[str]) -> Iterator[str]:
