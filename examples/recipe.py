@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,25 +66,26 @@ def launch(arguments: list[str]) -> None:
 def _smoke_data(folder: Path) -> list[str]:
     """Overrides for the bundled data, preprocessed once by the first process of this machine."""
     from megatron_vlm.data.preprocess import preprocess_image_text, preprocess_text
-    from megatron_vlm.data.sources.opening import expand_inputs
     from megatron_vlm.data.tokenizer import Tokenizer
 
     path = SAMPLE / "tokenizer"
+    tokenizer = Tokenizer.load(path)
+    # what the data is made from: a folder of an older checkout is made anew
+    stamp = tokenizer.fingerprint + (SAMPLE / "manifest.json").read_text(encoding="utf-8")
     done = folder / "done"
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        tokenizer = Tokenizer.load(path)
-        stamp = tokenizer.fingerprint + (SAMPLE / "manifest.json").read_text(encoding="utf-8")
-        if not done.exists() or done.read_text() != stamp:
-            folder.mkdir(parents=True, exist_ok=True)
-            preprocess_text(expand_inputs([str(SAMPLE / "prose" / "heldout.jsonl.zst")]), folder / "text", tokenizer)
-            tars = expand_inputs([str(SAMPLE / "images" / "train-00000.tar")])
-            preprocess_image_text(tars, folder / "captions", tokenizer)
-            done.write_text(stamp)
-    else:
-        import time
 
+    def is_done() -> bool:
+        return done.exists() and done.read_text(encoding="utf-8") == stamp
+
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        if not is_done():
+            folder.mkdir(parents=True, exist_ok=True)
+            preprocess_text([str(SAMPLE / "prose" / "heldout.jsonl.zst")], folder / "text", tokenizer)
+            preprocess_image_text([str(SAMPLE / "images" / "train-00000.tar")], folder / "captions", tokenizer)
+            done.write_text(stamp, encoding="utf-8")
+    else:
         for _ in range(1200):
-            if done.exists():
+            if is_done():
                 break
             time.sleep(0.1)
     return [
