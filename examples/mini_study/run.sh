@@ -21,6 +21,7 @@ preprocess() { # KIND NAME OPTIONS...
 }
 preprocess text text --input "$data/text/train.jsonl.zst"
 preprocess text unread --input "$data/text/heldout.jsonl.zst"
+prepared unread_quarter || say "${megatron_vlm[@]}" sample "$made/unread" --fraction 0.25 --output "$made/unread_quarter"  # measured often
 preprocess image-text captions --input "$data/images/train-*.tar" "$data/images/clips-*.tar" \
   --caption-key captions --caption-choice sample
 preprocess image-text grids --input "$data/images/grids-*.tar"

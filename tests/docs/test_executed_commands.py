@@ -42,8 +42,11 @@ def _lay_out(folder: Path) -> None:
     """What the commands name: inputs of every form, a configuration, prompts, tasks."""
     for name in ("examples", "docs", "tests", "benchmarks", "tools"):
         (folder / name).symlink_to(ROOT / name)
-    shutil.copytree(SAMPLE / "tokenizer", folder / "tokenizer")
-    shutil.copy(SAMPLE / "tokenizer" / "tokenizer.json", folder / "tokenizer.json")
+    tokenizer = json.loads((SAMPLE / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": 4096, "content": "</s>"})  # ends a turn of LLaVA
+    (folder / "tokenizer").mkdir()
+    for where in ("tokenizer", "."):
+        (folder / where / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     for name in ("text", "prose"):
         (folder / name).mkdir()
         shutil.copy(SAMPLE / "prose" / "heldout.jsonl.zst", folder / name / "train-00000.jsonl.zst")
