@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from megatron_vlm.study.cost import Cost
+from megatron_vlm.study.drawing import (
+    MARKERS,
+    Picture,
+    axis_label,
+    count_axis,
+    draw_line,
+    label_of,
+    lines_of,
+    make_figures,
+    reading,
+    shade,
+    spread,
+)
+from megatron_vlm.study.each_measure import draw_each
 from megatron_vlm.study.folder import StudyFolder
 from megatron_vlm.study.results import (
     Result,
@@ -18,28 +30,7 @@ from megatron_vlm.study.results import (
     vision_measures,
 )
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-#: told apart without colours by lightness, and by their markers
-_COLOURS = ("#1f4e79", "#e07b39", "#74a57f", "#6a4c93", "#c9a227", "#7fb3d5", "#8c564b", "#555555")
-_MARKERS = "osD^vPX*"
 _SMOOTHED = 60  # points of a learning curve
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Figures that belong together, with what is read from them in words: `alt` for who does not see it.
-
-    They stand beside each other where there is room, and below each other on a phone.
-    """
-
-    name: str
-    title: str
-    caption: str
-    alt: str
-    figures: tuple[Figure, ...]
 
 
 def draw_all(results: Sequence[Result], folder: StudyFolder, costs: Mapping[str, Cost]) -> list[Picture]:
@@ -47,6 +38,7 @@ def draw_all(results: Sequence[Result], folder: StudyFolder, costs: Mapping[str,
     found = [
         _against(results, "introduction", "when", "When images enter"),
         _against(results, "visual_share", "share", "Share of visual tokens"),
+        draw_each(results),
         _curves(results, folder),
         _forgetting(results, folder),
         _blind(results),
@@ -67,13 +59,13 @@ def _against(results: Sequence[Result], axis: str, name: str, title: str) -> Pic
     shown = [(kind, found[0]) for kind, found in zip(("vision", "text"), measures, strict=True) if found]
     if not shown:
         return None
-    figures, panels = _figures(len(shown), 3.4)
-    lines = _lines(known, axis)
+    figures, panels = make_figures(len(shown), 3.4)
+    lines = lines_of(known, axis)
     for panel, (kind, measure) in zip(panels, shown, strict=True):
         for number, (label, members) in enumerate(lines.items()):
-            _line(panel, members, axis, lambda r, m=measure: value_of(r.best_known, m), label, number)  # type: ignore[misc]
-        panel.set_title(f"{kind}: {_reading(measure)}", fontsize=9)
-        panel.set_xlabel(_axis_label(axis))
+            draw_line(panel, members, axis, lambda r, m=measure: value_of(r.best_known, m), label, number)  # type: ignore[misc]
+        panel.set_title(f"{kind}: {reading(measure)}", fontsize=9)
+        panel.set_xlabel(axis_label(axis))
         panel.grid(alpha=0.3)
     if len(lines) > 1:
         panels[0].legend(fontsize=8)
@@ -81,58 +73,6 @@ def _against(results: Sequence[Result], axis: str, name: str, title: str) -> Pic
     caption = f"{'After fine-tuning. ' if tuned else ''}Points are means over seeds, bars the least and the most of them."
     alt = "; ".join(_in_words(lines, axis, measure) for _, measure in shown)
     return Picture(name, title, caption, alt, figures)
-
-
-def _lines(results: Sequence[Result], axis: str) -> dict[str, list[Result]]:
-    """Results by the values of the axes that vary beside this one and seeds."""
-    varied = [a for a, _ in results[0].leaf.point.values if a not in (axis, "seed")]
-    varied = [a for a in varied if len({r.leaf.point.value(a) for r in results}) > 1]
-    found: dict[str, list[Result]] = {}
-    for result in results:
-        label = ", ".join(f"{a} {result.leaf.point.value(a)}" for a in varied) or "all"
-        found.setdefault(label, []).append(result)
-    return {label: members for label, members in found.items() if len({r.leaf.point.value(axis) for r in members}) > 1}
-
-
-def spread(results: Sequence[Result], axis: str, value: Callable[[Result], float | None]) -> list[tuple[str, list[float]]]:
-    """Values by value of the axis, in its order; one for each seed."""
-    found: dict[str, list[float]] = {}
-    for result in results:
-        number = value(result)
-        if number is not None and math.isfinite(number):
-            found.setdefault(result.leaf.point.value(axis) or "", []).append(number)
-    return sorted(found.items(), key=lambda item: _place(item[0]))
-
-
-def _line(
-    panel: Axes, results: Sequence[Result], axis: str, value: Callable[[Result], float | None], label: str, number: int
-) -> None:
-    points = spread(results, axis, value)
-    if not points:
-        return
-    numeric = all(_number(name) is not None for name, _ in points)
-    xs = [_place(name) if numeric else place for place, (name, _) in enumerate(points)]
-    means = [sum(values) / len(values) for _, values in points]
-    below = [mean - min(values) for mean, (_, values) in zip(means, points, strict=True)]
-    above = [max(values) - mean for mean, (_, values) in zip(means, points, strict=True)]
-    panel.errorbar(
-        xs, means, yerr=[below, above], label=label, color=_COLOURS[number % len(_COLOURS)],
-        marker=_MARKERS[number % len(_MARKERS)], capsize=3, linewidth=1.6,
-    )  # fmt: skip
-    if not numeric:
-        panel.set_xticks(xs, [name for name, _ in points])
-
-
-def _number(name: str) -> float | None:
-    try:
-        return float(name)
-    except ValueError:
-        return None
-
-
-def _place(name: str) -> float:
-    found = _number(name)
-    return math.inf if found is None else found
 
 
 def _in_words(lines: Mapping[str, Sequence[Result]], axis: str, measure: str) -> str:
@@ -147,7 +87,7 @@ def _in_words(lines: Mapping[str, Sequence[Result]], axis: str, measure: str) ->
 
 
 def _curves(results: Sequence[Result], folder: StudyFolder) -> Picture | None:
-    figures, panels = _figures(2, 3.2)
+    figures, panels = make_figures(2, 3.2)
     any_drawn = False
     for number, result in enumerate(_first_seeds(results)):
         steps = list(curve(folder, result.leaf.end))
@@ -155,11 +95,11 @@ def _curves(results: Sequence[Result], folder: StudyFolder) -> Picture | None:
             told = [(tokens, losses[modality]) for tokens, losses in steps if modality in losses]
             if told:
                 any_drawn = True
-                panel.plot(*zip(*_thinned(told), strict=True), color=_shade(number), linewidth=1.2, label=_label(result))
+                panel.plot(*zip(*_thinned(told), strict=True), color=shade(number), linewidth=1.2, label=label_of(result))
     for panel, modality in zip(panels, ("text", "caption"), strict=True):
         panel.set(xlabel="positions trained on", ylabel="nats a token")
         panel.set_title(f"{modality} loss", fontsize=9)
-        _count_axis(panel)
+        count_axis(panel)
         panel.grid(alpha=0.3)
     if not any_drawn:
         return None
@@ -170,7 +110,7 @@ def _curves(results: Sequence[Result], folder: StudyFolder) -> Picture | None:
 
 def _forgetting(results: Sequence[Result], folder: StudyFolder) -> Picture | None:
     """How the held-out loss of text moves after images enter."""
-    figures, panels = _figures(1, 3.2)
+    figures, panels = make_figures(1, 3.2)
     told = []
     for number, result in enumerate(_first_seeds(results)):
         gaps = set() if result.before is None else set(result.before.gaps)
@@ -183,13 +123,13 @@ def _forgetting(results: Sequence[Result], folder: StudyFolder) -> Picture | Non
         after = [(tokens - start, loss) for tokens, loss in sorted(points.items()) if tokens >= start]
         if len(after) > 1 and start:
             moved = [(tokens, loss - after[0][1]) for tokens, loss in after]
-            panels[0].plot(*zip(*moved, strict=True), color=_shade(number), marker=".", label=_label(result))
-            told.append(f"{_label(result)}: {moved[-1][1]:+.3f}")
+            panels[0].plot(*zip(*moved, strict=True), color=shade(number), marker=".", label=label_of(result))
+            told.append(f"{label_of(result)}: {moved[-1][1]:+.3f}")
     if not told:
         return None
     panels[0].axhline(0, color="#888888", linewidth=0.8)
     panels[0].set(xlabel="positions after images enter", ylabel="text loss since then, nats a token")
-    _count_axis(panels[0])
+    count_axis(panels[0])
     panels[0].grid(alpha=0.3)
     panels[0].legend(fontsize=8)
     caption = (
@@ -207,14 +147,6 @@ def _thinned(points: list[tuple[int, float]]) -> list[tuple[float, float]]:
     size = max(1, len(points) // _SMOOTHED)
     groups = [points[at : at + size] for at in range(0, len(points), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
-
-
-def _shade(number: int) -> str:
-    return _COLOURS[number % len(_COLOURS)]
-
-
-def _label(result: Result) -> str:
-    return ", ".join(f"{axis} {value}" for axis, value in result.leaf.point.values if axis != "seed") or "the one run"
 
 
 # -- controls -----------------------------------------------------------------------------------------------------------
@@ -235,13 +167,13 @@ def _blind(results: Sequence[Result]) -> Picture | None:
             bars.setdefault(f"loss of {source} under another picture", {}).setdefault("gap", []).append(gap)
     if not bars:
         return None
-    figures, panels = _figures(1, 0.8 + 0.35 * sum(map(len, bars.values())))
+    figures, panels = make_figures(1, 0.8 + 0.35 * sum(map(len, bars.values())))
     labels: list[str] = []
     for task, scores in bars.items():
         for place, (control, values) in enumerate(scores.items()):
             mean = sum(values) / len(values)
             spans = [[mean - min(values)], [max(values) - mean]]
-            panels[0].barh(len(labels), mean, xerr=spans, color=_shade(place), capsize=3)
+            panels[0].barh(len(labels), mean, xerr=spans, color=shade(place), capsize=3)
             labels.append(f"{task}: {control}")
     panels[0].set_yticks(range(len(labels)), labels, fontsize=8)
     panels[0].invert_yaxis()
@@ -265,49 +197,15 @@ def _cost(results: Sequence[Result], costs: Mapping[str, Cost]) -> Picture | Non
             points.append((flops, value, result))
     if len(points) < 2:
         return None
-    figures, panels = _figures(1, 3.4)
-    labels = list(dict.fromkeys(_label(result) for _, _, result in points))
+    figures, panels = make_figures(1, 3.4)
+    labels = list(dict.fromkeys(label_of(result) for _, _, result in points))
     for number, label in enumerate(labels):  # seeds of a run look alike
-        chosen = [(flops, value) for flops, value, result in points if _label(result) == label]
-        style: dict[str, Any] = {"marker": _MARKERS[number % len(_MARKERS)], "color": _shade(number), "linestyle": ""}
+        chosen = [(flops, value) for flops, value, result in points if label_of(result) == label]
+        style: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "color": shade(number), "linestyle": ""}
         panels[0].plot(*zip(*chosen, strict=True), label=label, **style)
     panels[0].legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left", borderaxespad=0)
-    panels[0].set(xlabel="FLOPs of the whole run, its shared part too", ylabel=_reading(measures[0]))
-    _count_axis(panels[0])
+    panels[0].set(xlabel="FLOPs of the whole run, its shared part too", ylabel=reading(measures[0]))
+    count_axis(panels[0])
     panels[0].grid(alpha=0.3)
     caption = "Each run where it stands; a run that another beats at less cost is not worth its price."
     return Picture("cost", "Cost against quality", caption, f"{len(points)} runs by FLOPs and {measures[0]}.", figures)
-
-
-def _figures(panels: int, height: float) -> tuple[tuple[Figure, ...], list[Axes]]:
-    """A figure for each panel, so that a page may set them beside or below each other."""
-    from matplotlib.figure import Figure
-
-    made = tuple(Figure(figsize=(8 if panels == 1 else 4.4, height), layout="constrained") for _ in range(panels))
-    return made, [figure.subplots() for figure in made]
-
-
-def _count_axis(panel: Axes) -> None:
-    """Large numbers along x as 200k or 1.5T."""
-    from matplotlib.ticker import EngFormatter, MaxNLocator
-
-    panel.xaxis.set_major_locator(MaxNLocator(5))
-    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-
-
-def _axis_label(axis: str) -> str:
-    return {
-        "introduction": "images enter after this share of the text trunk",
-        "visual_share": "share of visual tokens after that",
-    }.get(axis, axis.replace("_", " "))
-
-
-def _reading(measure: str) -> str:
-    kind, _, of = measure.partition(" ")
-    return {
-        "stable": f"stable score ({of})",
-        "naming": f"naming of {of}, above chance",
-        "gap": f"blind gap of {of}, nats",
-        "loss": f"held-out loss of {of}, nats (lower is better)",
-        "task": of,
-    }.get(kind, measure)

@@ -18,7 +18,8 @@ from megatron_vlm.data import atomic_file
 from megatron_vlm.errors import DataError
 from megatron_vlm.planning.text_table import human
 from megatron_vlm.study.cost import Cost, segment_costs
-from megatron_vlm.study.figures import Picture, draw_all
+from megatron_vlm.study.drawing import Picture
+from megatron_vlm.study.figures import draw_all
 from megatron_vlm.study.folder import StudyFolder
 from megatron_vlm.study.results import Result, read_results, text_measures, value_of, vision_measures
 from megatron_vlm.study.segments import Graph

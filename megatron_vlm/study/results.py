@@ -12,6 +12,7 @@ from megatron_vlm.study.segments import Graph, Leaf, Segment
 #: which measures are read as those of pictures, by the name of the group that a task file gives
 TEXT_GROUP, VISION_GROUP = "text", "vision"
 CHANCE = 0.25  # of naming
+_NORMAL_95 = 1.96  # standard errors on either side
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,16 @@ class Measures:
         losses: held-out source -> loss.
         gaps: held-out source with pictures -> how much the loss rises under another picture; 0: the model does not look.
         controls: task -> control -> score.
+        intervals: measure (`task NAME`, `gap NAME`) -> 95 % interval over questions or documents.
+        chances: `task NAME` -> the score of guessing.
     """
 
     scores: dict[str, float] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
     gaps: dict[str, float] = field(default_factory=dict)
     controls: dict[str, dict[str, float]] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    chances: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,24 @@ def measures_of(told: dict[str, Any]) -> Measures:
     for name, value in told.get("naming", {}).items():
         scores[f"naming {name}"] = float(value["accuracy"]) - CHANCE
     controls: dict[str, dict[str, float]] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    chances: dict[str, float] = {}
     for task in told.get("tasks", []):
-        controls.setdefault(str(task["task"]), {})[str(task["control"])] = float(task["score"]["mean"])
+        name, control, score = str(task["task"]), str(task["control"]), task["score"]
+        controls.setdefault(name, {})[control] = float(score["mean"])
+        if control == "seen":
+            intervals[f"task {name}"] = float(score["low"]), float(score["high"])
+            chances[f"task {name}"] = float(task["chance"])
     scores |= {f"task {name}": by["seen"] for name, by in controls.items() if "seen" in by}
     losses, gaps = {}, {}
     for name, value in told.get("held_out", {}).items():
         losses[name] = float(value["loss"])
         if value.get("blind_gap") is not None:
-            gaps[name] = float(value["blind_gap"])
-    return Measures(scores, losses, gaps, controls)
+            gaps[name] = gap = float(value["blind_gap"])
+            if value.get("gap_error") is not None:
+                arm = _NORMAL_95 * float(value["gap_error"])
+                intervals[f"gap {name}"] = gap - arm, gap + arm
+    return Measures(scores, losses, gaps, controls, intervals, chances)
 
 
 def vision_measures(results: list[Result]) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 from megatron_vlm.errors import DataError
 from megatron_vlm.evaluation.statistics import Interval
 from megatron_vlm.evaluation.task_scores import TaskScore, as_map
+from megatron_vlm.study.drawing import lines_of
 from megatron_vlm.study.folder import StudyFolder
 from megatron_vlm.study.report import write_report
 from megatron_vlm.study.results import measures_of, read_results, text_measures, vision_measures
@@ -87,6 +88,9 @@ def test_measures_of_a_results_file() -> None:
     assert measures.losses == {"prose": 3.5, "pictures": 2.5}
     assert measures.gaps == {"pictures": 0.25}
     assert measures.controls == {"vqa": {"seen": 0.5, "blind": 0.375}}
+    assert measures.intervals["task vqa"] == (0.3, 0.6)
+    assert measures.intervals["gap pictures"] == pytest.approx((0.2304, 0.2696))  # 1.96 standard errors
+    assert measures.chances == {"task vqa": 0.25}
 
 
 def test_the_page_and_the_table(tmp_path: Path) -> None:
@@ -107,6 +111,7 @@ def test_the_page_and_the_table(tmp_path: Path) -> None:
         "when-2.png",
         "share-1.svg",
         "blind.svg",
+        "each-2.svg",
     }
 
     page = Page()
@@ -117,6 +122,7 @@ def test_the_page_and_the_table(tmp_path: Path) -> None:
     assert page.titles == [
         "When images enter",
         "Share of visual tokens",
+        "Each task, and what a picture does to its caption",
         "Learning curves by modality",
         "Is text forgotten?",
         "Does it look at the picture?",
@@ -146,3 +152,13 @@ def test_one_seed_is_told_of(tmp_path: Path) -> None:
     _measured(found, folder)
     write_report(found, folder, tmp_path / "report")
     assert "One seed alone" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_a_point_under_another_policy_is_shown_beside_the_line(tmp_path: Path) -> None:
+    axes = {**STUDY["axes"], "lr_policy": {"cooldown": {}, "restart": {"images.lr_policy": "restart"}}}
+    grids = {"when": {"introduction": "all", "seed": "all"}, "control": {"introduction": [0.2], "lr_policy": "all"}}
+    found, folder = graph(tmp_path, axes=axes, grids=grids), StudyFolder(tmp_path / "out")
+    _measured(found, folder)
+    results = read_results(found, folder)
+    lines = lines_of(results, "introduction")
+    assert [len({r.leaf.point.value("introduction") for r in members}) for members in lines.values()] == [4, 1]
