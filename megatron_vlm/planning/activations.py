@@ -22,14 +22,14 @@ Split = Literal["tensor", "sequence", "whole"]
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A tensor that is kept: `width` values a position of `bytes` each. `core`: of the attention between q, k, v and their
-    product, which selective recomputation does not keep."""
+    """A tensor that is kept: `width` values a position of `bytes` each. `spared`: the modules of which one is enough for it
+    not to be kept, where selective recomputation computes that again: core_attn, layernorm, mlp."""
 
     name: str
     width: float
     bytes: float
     split: Split
-    core: bool = False
+    spared: tuple[str, ...] = ()
 
     def on_rank(self, tensor: int, sequence_parallel: bool) -> float:
         """Bytes a position of the whole sequence on one rank."""
@@ -46,15 +46,22 @@ def bytes_a_position(kept: Iterable[Kept], tensor: int, sequence_parallel: bool)
 
 
 def language_layer_keeps(
-    model: ModelConfig, kernels: Kernels, precision: str, recompute: Recompute, sequence_length: int
+    model: ModelConfig,
+    kernels: Kernels,
+    precision: str,
+    recompute: Recompute,
+    sequence_length: int,
+    modules: Iterable[str] = ("core_attn",),
 ) -> list[Kept]:
-    """Of one language layer. `sequence_length` matters where scores are kept: keys that a position has, padding and all."""
+    """Of one language layer. `sequence_length` matters where scores are kept: keys that a position has, padding and all.
+    `modules` are those that selective recomputation computes again."""
     size = value_bytes(precision)
     hidden = model.language.hidden_size
     if recompute == "full":
         return [Kept("input of the layer", hidden, size, "sequence")]
     everything = {"fused": _fused, "unfused": _unfused, "host": _host}[kernels](model, size, precision, sequence_length)
-    return [item for item in everything if not (recompute == "selective" and item.core)]
+    again = set(modules) if recompute == "selective" else set()
+    return [item for item in everything if again.isdisjoint(item.spared)]
 
 
 def _fused(model: ModelConfig, size: int, precision: str, sequence_length: int) -> list[Kept]:
@@ -68,11 +75,11 @@ def _fused(model: ModelConfig, size: int, precision: str, sequence_length: int) 
         Kept("input of qkv", hidden, into, "sequence"),
         Kept("queries, keys, values", queries + 2 * keys, size, "tensor"),
         Kept("output of the attention", queries, size, "tensor"),
-        Kept("sums of exponentials", language.num_attention_heads, 4, "tensor", core=True),
+        Kept("sums of exponentials", language.num_attention_heads, 4, "tensor", ("core_attn",)),
         Kept("input of the second norm", hidden, size, "sequence"),
-        Kept("input of fc1", hidden, into, "sequence"),
-        Kept("output of fc1", up * ffn, size, "tensor"),
-        Kept("input of fc2", ffn, into, "tensor"),
+        Kept("input of fc1", hidden, into, "sequence", ("mlp",)),  # the norm before it is a part of the matrix
+        Kept("output of fc1", up * ffn, size, "tensor", ("mlp",)),
+        Kept("input of fc2", ffn, into, "tensor", ("mlp",)),
     ]
     if precision == "fp8":
         kept.append(Kept("input of the projection, in fp8", queries, 1, "tensor"))
@@ -92,17 +99,17 @@ def _unfused(model: ModelConfig, size: int, precision: str, sequence_length: int
     up = 2 if language.activation == "swiglu" else 1
     return [
         Kept("inputs of the norms", 2 * hidden, size, "sequence"),
-        Kept("input of qkv", hidden, size, "sequence"),
+        Kept("input of qkv", hidden, size, "sequence", ("layernorm",)),
         Kept("queries and keys", queries + keys, size, "tensor"),
-        Kept("softmax", scores, size, "tensor", core=True),
-        Kept("mask of the dropout of the scores", scores, 1, "tensor", core=True),
-        Kept("scores after dropout", scores, size, "tensor", core=True),
+        Kept("softmax", scores, size, "tensor", ("core_attn",)),
+        Kept("mask of the dropout of the scores", scores, 1, "tensor", ("core_attn",)),
+        Kept("scores after dropout", scores, size, "tensor", ("core_attn",)),
         Kept("values", keys, size, "tensor"),
         Kept("input of the projection", queries, size, "tensor"),
         Kept("mask of the attention's dropout", hidden, 1, "sequence"),
-        Kept("input of fc1", hidden, size, "sequence"),
-        Kept("output of fc1", up * ffn, size, "tensor"),
-        Kept("input of fc2", ffn, size, "tensor"),
+        Kept("input of fc1", hidden, size, "sequence", ("layernorm",)),
+        Kept("output of fc1", up * ffn, size, "tensor", ("mlp",)),
+        Kept("input of fc2", ffn, size, "tensor", ("mlp",)),
         Kept("mask of the MLP's dropout", hidden, 1, "sequence"),
     ]
 
@@ -111,22 +118,25 @@ def _host(model: ModelConfig, size: int, precision: str, sequence_length: int) -
     language = model.language
     hidden, head, ffn = language.hidden_size, language.head_dim, language.ffn_width
     queries, keys = language.num_attention_heads * head, language.query_groups * head
-    norm = 2 if language.normalization == "rmsnorm" else 1  # PyTorch's RMSNorm keeps its input and that input divided
+    divided = hidden if language.normalization == "rmsnorm" else 0  # PyTorch's RMSNorm keeps its input, and that divided
+    norm = 2 if divided else 1
     kept = [
-        Kept("the first norm", norm * hidden, size, "sequence"),
-        Kept("input of qkv", hidden, size, "sequence"),
+        Kept("input of the first norm", hidden, size, "sequence"),
+        Kept("inside of the first norm", divided, size, "sequence", ("layernorm",)),
+        Kept("input of qkv", hidden, size, "sequence", ("layernorm",)),
         Kept("output of qkv", queries + 2 * keys, size, "tensor"),
-        Kept("queries, keys, values by documents, and their output", 2 * queries + 2 * keys, size, "tensor", core=True),
-        Kept("sums of exponentials", language.num_attention_heads, 4, "tensor", core=True),
+        Kept("queries, keys, values by documents, and their output", 2 * queries + 2 * keys, size, "tensor", ("core_attn",)),
+        Kept("sums of exponentials", language.num_attention_heads, 4, "tensor", ("core_attn",)),
         Kept("input of the projection", queries, size, "tensor"),
         Kept("sines and cosines", 4 * head, size, "whole"),
-        Kept("the second norm", norm * hidden, size, "sequence"),
-        Kept("input of fc1", hidden, size, "sequence"),
-        Kept("output of fc1", ffn, size, "tensor"),
-        Kept("input of fc2", ffn, size, "tensor"),
+        Kept("input of the second norm", hidden, size, "sequence"),
+        Kept("inside of the second norm", divided, size, "sequence", ("layernorm",)),
+        Kept("input of fc1", hidden, size, "sequence", ("layernorm",)),
+        Kept("output of fc1", ffn, size, "tensor", ("mlp",)),
+        Kept("input of fc2", ffn, size, "tensor", ("mlp",)),
     ]
     if language.activation == "swiglu":
-        kept.append(Kept("the gate, its activation and the other half", 3 * ffn, size, "tensor"))
+        kept.append(Kept("the gate, its activation and the other half", 3 * ffn, size, "tensor", ("mlp",)))
     if language.qk_layernorm:
         kept.append(Kept("the norms of queries and keys", norm * queries + (norm - 1) * keys, size, "tensor"))
     return kept
@@ -164,16 +174,26 @@ def encoder_layer_keeps(model: ModelConfig, kernels: Kernels, precision: str) ->
 
 
 def encoder_bytes(
-    model: ModelConfig, kernels: Kernels, precision: str, split: int, image_size: int, vision_learns: bool, learns: bool
+    model: ModelConfig,
+    kernels: Kernels,
+    precision: str,
+    split: int,
+    image_size: int,
+    vision_learns: bool,
+    learns: bool,
+    recompute: bool = False,
 ) -> float:
-    """What one picture keeps on a rank that encodes it: encoder (if it learns) and projector (if anything learns there)."""
+    """What one picture keeps on a rank that encodes it: encoder (if it learns) and projector (if anything learns there).
+    `recompute`: of the encoder's layers only their inputs."""
     projector, size = model.projector, value_bytes(precision)
     patches = (image_size // model.vision.patch_size) ** 2
     kept = 0.0
     for vision in model.encoders if vision_learns else ():
         tokens, alone = patches + vision.prefix_tokens, replace(model, vision=vision, vision_second=None)
         layers = vision.num_layers - vision.skip_last_layers
-        kept += layers * tokens * bytes_a_position(encoder_layer_keeps(alone, kernels, precision), split, False)
+        inputs = [Kept("input of the layer", vision.hidden_size, size, "whole")]
+        keeps = inputs if recompute else encoder_layer_keeps(alone, kernels, precision)
+        kept += layers * tokens * bytes_a_position(keeps, split, False)
         kept += tokens * vision.hidden_size * size * vision.final_norm + patches * 3 * vision.patch_size**2 * size
     if learns:
         rows = patches // projector.pixel_shuffle**2

@@ -169,5 +169,5 @@ def _stretch(
         step_time(config, vocab_size, layout, shape, pictures, lengths, hardware, efficiency, frozen),
         memory_by_stage(config, vocab_size, layout, shape, pictures, frozen),
         step_flops(config.model, vocab_size, batch, frozen),
-        recomputed_flops(config.model, batch, layout.recompute, frozen),
+        recomputed_flops(config.model, batch, layout, frozen),
     )

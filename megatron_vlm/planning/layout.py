@@ -8,7 +8,7 @@ from typing import Literal
 from megatron_vlm.config.parallel import VISION_PLACEMENTS, VisionPlacement
 from megatron_vlm.config.run import RunConfig
 
-__all__ = ["VISION_PLACEMENTS", "Layout", "Recompute", "VisionPlacement", "layout_of", "tensor_overlap", "with_vision"]
+__all__ = ["VISION_PLACEMENTS", "Layout", "Recompute", "VisionPlacement", "layout_of", "with_vision"]
 
 Recompute = Literal["none", "selective", "full"]
 
@@ -37,6 +37,12 @@ class Layout:
     last_layers: int | None = None
     #: fp32, bf16 or fp8 (matrices of the language layers in fp8, everything else as bf16)
     precision: str = "bf16"
+    #: what `performance` says beside `recompute`, under the same names
+    recompute_modules: tuple[str, ...] = ("core_attn",)
+    recompute_method: Literal["uniform", "block"] = "uniform"
+    recompute_layers: int = 1
+    recompute_vision: bool = False
+    offload_layers: int = 0
 
     @property
     def data(self) -> int:
@@ -69,10 +75,21 @@ class Layout:
         if self.virtual > 1:
             words.insert(2, f"vp {self.virtual}")
         if self.recompute != "none":
-            words.append(f"recompute {self.recompute}")
+            words.append(f"recompute {self._recomputed()}")
+        if self.recompute_vision:
+            words.append("recompute vision")
+        if self.offload_layers:
+            words.append(f"offload {self.offload_layers} layers")
         if self.vision != "tensor":
             words.append(f"vision {self.vision}")
         return ", ".join(words)
+
+    def _recomputed(self) -> str:
+        if self.recompute == "selective" and self.recompute_modules != ("core_attn",):
+            return " + ".join(self.recompute_modules)
+        if self.recompute == "full" and (self.recompute_method, self.recompute_layers) != ("uniform", 1):
+            return f"full ({self.recompute_method} {self.recompute_layers})"
+        return self.recompute
 
 
 def with_vision(config: RunConfig, vision: VisionPlacement) -> RunConfig:
@@ -80,18 +97,14 @@ def with_vision(config: RunConfig, vision: VisionPlacement) -> RunConfig:
     return replace(config, parallel=replace(config.parallel, vision=vision))
 
 
-def tensor_overlap(config: RunConfig) -> bool:
-    """The one place where the configuration is asked for it; without such a field it is off."""
-    return bool(getattr(config.parallel, "tp_comm_overlap", False))
-
-
 def layout_of(config: RunConfig, gpus: int, precision: str | None = None, vision: VisionPlacement | None = None) -> Layout:
     """The layout that a configuration has on `gpus` GPUs. `precision` and `vision` stand in for the configuration's.
 
-    On a GPU `auto` is bf16.
+    On a GPU `auto` is bf16; fp8 is what `precision.fp8` asks for, whatever its recipe.
     """
-    parallel = config.parallel
-    chosen = precision or ("bf16" if parallel.precision == "auto" else parallel.precision)
+    parallel, performance = config.parallel, config.performance
+    half = "bf16" if parallel.precision == "auto" else parallel.precision
+    chosen = precision or (half if config.precision.fp8 == "none" else "fp8")
     return Layout(
         gpus,
         parallel.tensor_model_parallel_size,
@@ -103,8 +116,13 @@ def layout_of(config: RunConfig, gpus: int, precision: str | None = None, vision
         parallel.use_distributed_optimizer,
         parallel.overlap_grad_reduce,
         parallel.overlap_param_gather,
-        tensor_overlap(config),
+        performance.tp_overlap,
         parallel.num_layers_in_first_pipeline_stage,
         parallel.num_layers_in_last_pipeline_stage,
         chosen,
+        performance.recompute_modules,
+        performance.recompute_method,
+        performance.recompute_layers,
+        performance.recompute_vision,
+        performance.cpu_offload_layers,
     )

@@ -16,8 +16,9 @@ from megatron_vlm.planning.activations import (
     language_layer_keeps,
     value_bytes,
 )
-from megatron_vlm.planning.layout import Layout
+from megatron_vlm.planning.layout import Layout, Recompute
 from megatron_vlm.planning.parameters import language_layer, rank_parameters, trained_parameters
+from megatron_vlm.planning.recomputation import layers_again
 from megatron_vlm.planning.schedule_order import peak_in_flight
 
 #: bytes a position of ids, labels, place (int64), loss mask (fp32), picture row (int32) and two modalities (uint8)
@@ -98,16 +99,24 @@ def rank_memory(
     micro_batches = max(1, shape.global_batch_size // (shape.micro_batch_size * layout.data))
     chunks = layout.layers(model.language.num_layers)[stage]
 
-    def kept(recompute: str) -> float:
-        keeps = language_layer_keeps(model, kernels, precision, recompute, shape.sequence_length)  # type: ignore[arg-type]
+    def kept(recompute: Recompute) -> float:
+        """Of one layer in one micro-batch."""
+        keeps = language_layer_keeps(model, kernels, precision, recompute, shape.sequence_length, layout.recompute_modules)
         return positions * bytes_a_position(keeps, tensor, layout.sequence_parallel)
+
+    def of_chunk(layers: int) -> float:
+        if layout.recompute != "full":
+            return max(0, layers - layout.offload_layers) * kept(layout.recompute)
+        again = layers_again(layout, layers)
+        inputs = again if layout.recompute_method == "block" else ceil(again / layout.recompute_layers)
+        return inputs * kept("full") + (layers - again) * kept("none")
 
     def in_flight(sizes: list[float]) -> float:
         return peak_in_flight(stage, layout.pipeline, layout.virtual, micro_batches, sizes)
 
     # nothing is kept where nothing at or below a layer learns
     learns = "language" not in frozen or (pictures > 0 and not {"vision", "projector"} <= frozen)
-    activations = in_flight([layers * kept(layout.recompute) for layers in chunks]) if learns else 0.0
+    activations = in_flight([of_chunk(layers) for layers in chunks]) if learns else 0.0
     encoder = 0.0
     hidden_row = model.language.hidden_size * value_bytes(precision)
     if pictures and (stage == 0 or layout.vision == "data_all_stages"):
@@ -121,6 +130,7 @@ def rank_memory(
             shape.image_size,
             vision_learns,
             vision_learns or projector_learns,
+            layout.recompute_vision,
         )
         # spread over all stages, pictures of a whole step are encoded before its first micro-batch and wait for its end
         waiting = (
@@ -139,9 +149,11 @@ def rank_memory(
     batches = micro_batches * float(positions) * _BATCH_BYTES
     if stage == 0 or layout.vision == "data_all_stages":
         batches += micro_batches * pictures * 3 * shape.image_size**2
-    # gradients of the widest intermediate, and a recomputed layer
+    # gradients of the widest intermediate, and what is computed again at once; an offloaded layer comes back before its use
     widest = max(2 * model.language.ffn_width / tensor, model.language.hidden_size)
-    working = 2 * positions * widest * value_bytes(precision) + (kept("none") if layout.recompute == "full" else 0.0)
+    working = 2 * positions * widest * value_bytes(precision) + _at_once(layout) * kept("none")
+    if layout.recompute == "selective":
+        working += kept("none") - kept("selective")
     return RankMemory(
         stage,
         weight_bytes(parameters, layout, config, stage),
@@ -153,6 +165,13 @@ def rank_memory(
         batches,
         working,
     )
+
+
+def _at_once(layout: Layout) -> int:
+    """Whole layers whose activations are there for a moment, beside those that are kept."""
+    if layout.recompute == "full":
+        return layout.recompute_layers if layout.recompute_method == "uniform" else 1
+    return 1 if layout.offload_layers else 0
 
 
 def memory_by_stage(

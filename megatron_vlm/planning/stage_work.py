@@ -21,7 +21,7 @@ from megatron_vlm.planning.hardware import Hardware
 from megatron_vlm.planning.layout import Layout
 from megatron_vlm.planning.memory import encoded_pictures
 from megatron_vlm.planning.pipeline_simulator import Times
-from megatron_vlm.planning.recomputation import one_layer
+from megatron_vlm.planning.recomputation import layer_again, layers_again, one_layer
 
 #: kernels of a layer, forward and backward, for the gaps between them
 _KERNELS = (16, 26)
@@ -133,10 +133,14 @@ def pipeline_work(
     vision_learns, projector_learns = (pictures > 0 and name not in frozen for name in ("vision", "projector"))
     below = vision_learns or projector_learns
     learns = "language" not in frozen
-    layer_forward, layer_backward = _layer(config, layout, shape, lengths, clock, learns, below, kernels)
+    layer_forward, layer_backward, again = _layer(config, layout, shape, lengths, clock, learns, below, kernels)
     chunks = layout.layers(config.model.language.num_layers)
+    whole = layout.recompute == "full"
     forward = [[layer_forward * count for count in stage] for stage in chunks]
-    backward = [[layer_backward * count for count in stage] for stage in chunks]
+    backward = [
+        [layer_backward * count + again * (layers_again(layout, count) if whole else count) for count in stage]
+        for stage in chunks
+    ]
     head_forward, head_backward = _head(config, vocab_size, layout, positions, clock, learns, below)
     forward[-1][-1] += head_forward
     backward[-1][-1] += head_backward
@@ -166,7 +170,8 @@ def _layer(
     learns: bool,
     below: bool,
     kernels: Kernels,
-) -> tuple[Work, Work]:
+) -> tuple[Work, Work, Work]:
+    """Of one language layer: forward, backward, and what it computes again in its backward pass where it recomputes."""
     model, tensor, size = config.model, layout.tensor, value_bytes(layout.precision)
     positions = shape.micro_batch_size * shape.sequence_length
     counted = language_forward(one_layer(model), 0, positions, lengths)
@@ -184,7 +189,7 @@ def _layer(
         exchange=clock.tensor_exchange(there),
     )
     if not (learns or below):
-        return forward, Work()
+        return forward, Work(), Work()
     # flash attention makes its scores again: five products backward for two forward
     products = 2.0 if kernels == "unfused" else 2.5
     backward = Work(
@@ -194,10 +199,10 @@ def _layer(
         exchange=clock.tensor_exchange(back),
     )
     if layout.recompute == "full":
-        backward += forward
-    elif layout.recompute == "selective":
-        backward += Work(attention=forward.attention)
-    return forward, backward
+        return forward, backward, forward
+    again = layer_again(model, layout, positions, lengths)
+    attended = forward.attention if again.attention else 0.0
+    return forward, backward, Work(matrices=clock.layer_matrices(again.matrices), attention=attended)
 
 
 def _streamed(config: RunConfig, layout: Layout, positions: int, size: int) -> float:
@@ -258,6 +263,8 @@ def _encoder(
     backward = 0.0
     if vision_learns:
         backward += 2 * seconds(encoder) + 2 * clock.stream(streamed) + exchanged + _KERNELS[1] * gap
+        if layout.recompute_vision:
+            backward += seconds(encoder) + clock.stream(streamed) + exchanged + _KERNELS[0] * gap
     if vision_learns or projector_learns:
         backward += seconds(projector) * (projector_learns + vision_learns) + rows
     return Work(encoder=forward), Work(encoder=backward)

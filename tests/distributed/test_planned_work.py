@@ -49,11 +49,45 @@ def test_matrix_products_to_the_operation(recompute: str, step: int, data: Path)
     assert not any("scaled_dot_product" in operator for operator in counted), "attention is counted: compare it too"
     assert (shape.pictures > 0) == (step == 2)
     ours = step_flops(config.model, vocab, shape, frozen) - 3 * attention(config.model, shape)
-    again = recomputed_flops(config.model, shape, recompute, frozen)  # type: ignore[arg-type]
+    again = recomputed_flops(config.model, shape, layout_of(config, 1), frozen)
     if recompute != "none":
         again -= language_forward(config.model, 0, shape.positions, shape.document_lengths).attention
     assert sum(counted.values()) == ours + again
     assert (again > 0) == (recompute == "full")
+
+
+#: fields of `performance` with those of `parallel` that they need
+AGAIN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "norms and mlp": ({"recompute": "selective"}, {"performance.recompute_modules": "[layernorm, mlp]"}),
+    "all modules": ({"recompute": "selective"}, {"performance.recompute_modules": "[core_attn, layernorm, mlp]"}),
+    "one layer of a chunk": (
+        {"recompute": "full"},
+        {"performance.recompute_method": "block", "performance.recompute_layers": 1},
+    ),
+    "two layers at once": ({"recompute": "full"}, {"performance.recompute_layers": 2}),
+    "the encoder": ({}, {"performance.recompute_vision": True}),
+}
+AGAIN_CASES = [name if name in ("norms and mlp", "the encoder") else pytest.param(name, marks=SLOW) for name in AGAIN]
+
+
+@pytest.mark.parametrize("name", AGAIN_CASES)
+def test_matrix_products_of_what_is_computed_again(name: str, data: Path) -> None:
+    parallel, performance = AGAIN[name]
+    config = configuration(data, parallel, **performance)
+    [(counted, shape, vocab)] = run_ranks(1, operations, config, 2)
+    frozen = config.curriculum.stages[config.stage_of(2)].freeze
+    again = recomputed_flops(config.model, shape, layout_of(config, 1), frozen)
+    # of attention the counter sees nothing, forward, backward or again
+    seen = attention(config.model, shape)
+    language = language_forward(config.model, 0, shape.positions, shape.document_lengths).attention
+    unseen = {
+        "all modules": language,
+        "one layer of a chunk": language // config.model.language.num_layers,
+        "two layers at once": language,
+        "the encoder": seen - language,
+    }.get(name, 0)
+    assert again > 0
+    assert sum(counted.values()) == step_flops(config.model, vocab, shape, frozen) - 3 * seen + again - unseen
 
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -117,6 +151,13 @@ def test_memory_of_ranks(name: str, step: int, data: Path) -> None:
     ranks, parallel = LAYOUTS[name]
     config = configuration(data, parallel)
     compare(config, ranks, run_ranks(ranks, memory, config, step), step)
+
+
+@pytest.mark.parametrize("name", AGAIN_CASES)
+def test_memory_of_what_is_computed_again(name: str, data: Path) -> None:
+    parallel, performance = AGAIN[name]
+    config = configuration(data, parallel, **performance)
+    compare(config, 1, run_ranks(1, memory, config, 2), 2)
 
 
 @pytest.mark.slow

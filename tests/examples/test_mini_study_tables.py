@@ -1,0 +1,47 @@
+"""Intervals and tables of the mini study's results."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_vlm.study.folder import StudyFolder
+from megatron_vlm.study.results import read_results
+from megatron_vlm.study.segments import study_graph
+from megatron_vlm.study.study_file import read_study
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    found = importlib.util.spec_from_file_location("summarise", ROOT / "examples" / "mini_study" / "summarise.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules["summarise"] = module
+    found.loader.exec_module(module)
+    return module
+
+
+def test_an_interval_is_what_pairs_differ_in_themselves(script: Any) -> None:
+    # one standard deviation, 1, over two degrees of freedom: 4.303 / sqrt(2)
+    assert script.half_interval([[1.0, 3.0], [2.0, 2.0]]) == pytest.approx(3.0427, abs=1e-4)
+    # what points differ in has no part in it
+    assert script.half_interval([[1.0, 3.0], [102.0, 102.0]]) == pytest.approx(3.0427, abs=1e-4)
+    assert script.half_interval([[1.0], [5.0]]) is None
+
+
+def test_points_that_are_not_measured_are_empty(script: Any, tmp_path: Path) -> None:
+    graph = study_graph(read_study(ROOT / "examples" / "studies" / "demo.yaml"))
+    results = read_results(graph, StudyFolder(tmp_path))
+    chosen = results[0].leaf.point.value("introduction")
+    row = script._row("a measure", results, lambda r: 0.5 if r.leaf.point.value("introduction") == chosen else None, 1, 100)
+    shares = script._shares(results)
+    assert row.count("50.0") == 1
+    assert row.count("|") == len(shares) + 3
+    assert row.split("|")[2 + shares.index(chosen)].strip() == "50.0"
