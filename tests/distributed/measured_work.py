@@ -24,31 +24,23 @@ class _Handle:
 
 
 class Kept:
-    """Bytes of all storages that graphs keep, each counted once, without those of parameters: now, and at the most."""
+    """Bytes of all storages that graphs keep, each counted once, without those of parameters: at the most. A storage that
+    was emptied to be computed again counts as it is, not as it was when the graph took it."""
 
     def __init__(self, parameters: set[int]) -> None:
         self.parameters = parameters
-        self.holders: dict[int, int] = {}
-        self.now = self.most = 0
+        self.handles: weakref.WeakSet[_Handle] = weakref.WeakSet()
+        self.most = 0
 
     def pack(self, tensor: torch.Tensor) -> Any:
         storage = tensor.untyped_storage()
-        key, size = storage.data_ptr(), storage.nbytes()
-        if key in self.parameters or not size:
+        if storage.data_ptr() in self.parameters or not storage.nbytes():
             return tensor
         handle = _Handle(tensor)
-        self.holders[key] = self.holders.get(key, 0) + 1
-        if self.holders[key] == 1:
-            self.now += size
-            self.most = max(self.most, self.now)
-        weakref.finalize(handle, self._gone, key, size)
+        self.handles.add(handle)
+        held = {s._cdata: s.nbytes() for s in (h.tensor.untyped_storage() for h in self.handles)}
+        self.most = max(self.most, sum(held.values()))
         return handle
-
-    def _gone(self, key: int, size: int) -> None:
-        self.holders[key] -= 1
-        if not self.holders[key]:
-            del self.holders[key]
-            self.now -= size
 
     @staticmethod
     def unpack(kept: Any) -> torch.Tensor:

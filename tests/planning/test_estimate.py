@@ -75,6 +75,31 @@ def test_memory_moves_with_the_layout() -> None:
     assert learning.gradients > small.gradients
     eight = plan(IMAGES, 16, precision="fp8")
     assert eight.seconds < plan().seconds
+    # the configuration's own word is enough
+    assert plan(IMAGES, 16, "--precision.fp8", "current").seconds == eight.seconds
+
+
+def test_what_is_computed_again_by_choice_lies_between_nothing_and_everything() -> None:
+    plain, full = plan(IMAGES, 16), plan(IMAGES, 16, "--parallel.recompute", "full")
+    modules = plan(IMAGES, 16, "--parallel.recompute", "selective", "--performance.recompute_modules", "[mlp]")
+    block = plan(
+        IMAGES,
+        16,
+        "--parallel.recompute",
+        "full",
+        "--performance.recompute_method",
+        "block",
+        "--performance.recompute_layers",
+        "6",
+    )
+    for between in (modules, block):
+        assert plain.seconds < between.seconds < full.seconds
+        assert full.most_memory.activations < between.most_memory.activations < plain.most_memory.activations
+    learning = replace(IMAGES, frozen=())
+    again, kept = plan(learning, 16, "--performance.recompute_vision", "true"), plan(learning, 16)
+    assert again.most_memory.encoder < 0.3 * kept.most_memory.encoder
+    assert again.seconds > kept.seconds
+    assert "recompute full (block 6)" in str(block.layout)
 
 
 def test_overlap_hides_the_reduction_of_gradients() -> None:
