@@ -35,7 +35,9 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .3rem; }
 p, figcaption { margin: .3rem 0; } figure { margin: 1rem 0; break-inside: avoid; }
 .panels { display: flex; flex-wrap: wrap; gap: .5rem; }
-.panels img { flex: 1 1 20rem; min-width: 0; max-width: 100%; height: auto; }
+.panels img { flex: 0 1 100%; min-width: 0; max-width: 100%; height: auto; }
+.two img { flex-basis: calc(50% - .25rem); min-width: min(20rem, 100%); }
+.many img { flex-basis: calc(33.3% - .34rem); min-width: min(17rem, 100%); }
 figcaption, .dim { color: var(--dim); font-size: .9rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; white-space: nowrap; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
@@ -175,8 +177,9 @@ def _figure(picture: Picture) -> str:
         said = picture.alt if number == 0 else f"{picture.title}, {number + 1} of {len(picture.figures)}"  # in words, once
         alt = html.escape(said, quote=True)
         images.append(f'<img alt="{alt}" src="data:image/svg+xml;base64,{data}">')
+    beside = {1: "one", 2: "two"}.get(len(images), "many")  # on a phone all of them stand below each other
     return (
-        f'<h2>{html.escape(picture.title)}</h2>\n<figure><div class="panels">{"".join(images)}</div>'
+        f'<h2>{html.escape(picture.title)}</h2>\n<figure><div class="panels {beside}">{"".join(images)}</div>'
         f"<figcaption>{html.escape(picture.caption)}</figcaption></figure>\n"
     )
 

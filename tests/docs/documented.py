@@ -45,7 +45,7 @@ NOT_RUN: dict[str, tuple[str, ...]] = {
     "continuous integration runs it": (r"make( |$)",),
     "installs packages": (r"pip install", r"python3\.11 -m venv", r"export "),
     "wants GPUs": (
-        r"torchrun --nproc-per-node 8 examples/",
+        r"torchrun (--standalone )?--nproc-per-node 8 ",
         r"torchrun --nnodes 2 ",
         r"torchrun .*--precision\.fp8",
         r"bash examples/finetune_llava\.sh runs/",
