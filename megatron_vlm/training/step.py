@@ -52,6 +52,8 @@ def forward_row(
         picture_sizes=batch.sizes if core.pre_process else None,
         image_rows=batch.image_rows if core.pre_process else None,
         picture_rows=picture_rows if core.pre_process else None,
+        features=batch.features if core.pre_process else None,
+        pictures=batch.pictures,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ def batch_shape(spans: Sequence[Span], packs: int, shape: StepShape) -> BatchSha
         each = shape.fold**2  # patches that become one row
         patches = (each * sum(span.rows for span in spans), each**2 * sum(span.squares for span in spans))
     lengths = tuple(span.length for span in spans)
-    return BatchShape(packs * shape.sequence_length, lengths, pictures, shape.image_size, patches)
+    return BatchShape(packs * shape.sequence_length, lengths, pictures, shape.image_size, patches, bool(shape.features))
 
 
 class StepData:
@@ -65,6 +65,7 @@ class StepData:
         sources: by name, opened.
         vocab_size: padded, for the cost of a pack.
         say: takes lines for the log, of any rank.
+        features: source -> prefix of its pictures' features, of those that are read (`KeptFeatures.prefixes`).
     """
 
     def __init__(
@@ -75,13 +76,14 @@ class StepData:
         topology: Topology,
         vocab_size: int,
         say: Callable[[str], None],
+        features: Mapping[str, str] | None = None,
     ) -> None:
         self.config, self.sources, self.topology, self.vocab_size, self._say = config, sources, topology, vocab_size, say
         self.planner = PackPlanner(sources, config)
         self.prefixes = [str(source.reader.prefix) for source in sources.values()]
         vision = config.model.vision
         decodes = topology.on_first_stage or config.parallel.vision == "data_all_stages"
-        self._spec = maker_spec(sources, tokens, decodes, config.data.pictures, vision.pixel_mean)
+        self._spec = maker_spec(sources, tokens, decodes, config.data.pictures, vision.pixel_mean, features)
         self._loader: BatchLoader | None = None
         #: of the step that was given out last; None before the first
         self.plan: StepPlan | None = None
