@@ -17,7 +17,8 @@ def encoder_digest(encoder: VisionEncoder, group: dist.ProcessGroup | None = Non
     """sha256, in hex, over name, shape and values of every tensor that checkpoints have of the encoder.
 
     Collective over `group`, the tensor-parallel one (None: the encoder is whole on this rank): where its ranks have parts of
-    a tensor, these are put together, one tensor at a time. Values count as fp32, so a bf16 encoder and an fp32 one of the same numbers have one name.
+    a tensor, these are put together, one tensor at a time. Values count as fp32, so a bf16 encoder and an fp32 one of the
+    same numbers have one name.
     """
     shards: dict[str, list[ShardedTensor]] = {}
     for shard in sharded_leaves(encoder.sharded_state_dict(metadata=dict(SHARDING_METADATA))):

@@ -65,7 +65,8 @@ def load_encoder(encoder: VisionEncoder, checkpoint: Path) -> None:
     """
     wanted = encoder.sharded_state_dict("vision.", metadata=dict(SHARDING))
     # as `VisionLanguageModel.leaves_out`
-    loaded = _read(checkpoint, {name: value for name, value in wanted.items() if not name.endswith("_extra_state")})
+    asked = {name: value for name, value in wanted.items() if not name.endswith("_extra_state")}
+    loaded = _read(checkpoint, {"encoder": asked})["encoder"]
     own = {name.removeprefix("vision."): value for name, value in loaded.items()}
     kept = {n: value for n, value in encoder.state_dict().items() if n.endswith("_extra_state")}
     encoder.load_state_dict({**own, **kept}, strict=True)
