@@ -208,7 +208,10 @@ def test_the_log_says_what_is_read_and_where_not(data: Path, begun: Path) -> Non
     ("fields", "message"),
     [
         ({"schedule.seed": 7}, "made by an encoder of other weights"),
-        ({"curriculum.stages": FROZEN.replace("freeze", "image_size: 32, freeze")}, r"was made with image_size 64 \(here 32\)"),
+        (
+            {"curriculum.stages": FROZEN.replace("freeze", "image_size: 32, freeze")},
+            r"was made with image_size 64 \(here 32\)",
+        ),
         ({"data.pictures.resize": "letterbox"}, r"data.pictures.resize squash \(here letterbox\)"),
         ({"model.vision.norm_epsilon": 1e-5}, r"model.vision.norm_epsilon 1e-06 \(here 1e-05\)"),
         ({"model.vision.hidden_size": 128}, "64 features of a patch, and this model's encoder gives 128"),

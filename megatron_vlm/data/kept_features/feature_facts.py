@@ -23,7 +23,8 @@ from megatron_vlm.errors import DataError
 
 #: the bits of a bf16
 ELEMENT = np.dtype("<u2")
-_KIND = "features"
+#: what NAME.json says that it is of
+FEATURES = "features"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class FeatureFacts:
 
     def as_metadata(self, more: Mapping[str, Any]) -> dict[str, Any]:
         """The content of NAME.json, without checksums; `more` is what else a reader may want to know."""
-        tool = {"tool": "megatron_vlm", "tool_version": __version__, "kind": _KIND, "dtype": "bf16"}
+        tool = {"tool": "megatron_vlm", "tool_version": __version__, "kind": FEATURES, "dtype": "bf16"}
         return {**tool, **more, **self.head(), "broken": dict(self.broken)}
 
 
@@ -68,7 +69,7 @@ def read_facts(prefix: Path | str) -> FeatureFacts:
     if not known:
         raise DataError(f"{path} does not exist: {prefix} holds no features; make them with megatron-vlm encode")
     names = ("weights", "settings", "width", "dataset", "broken")
-    if known.get("kind") != _KIND or not all(name in known for name in names):
+    if known.get("kind") != FEATURES or not all(name in known for name in names):
         raise DataError(f"{path} is not of features; give what megatron-vlm encode wrote")
     facts = FeatureFacts(*(known[name] for name in names))
     sound = isinstance(facts.width, int) and isinstance(facts.settings, dict) and isinstance(facts.broken, dict)
