@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,16 @@ class MicroBatch:
     broken: tuple[BrokenPicture, ...] = ()
     sizes: Sizes | None = None
     features: Tensor | None = None
+    #: makes the device wait until the tensors are there; None: they are
+    arrival: Callable[[], None] | None = None
+
+    def arrive(self) -> None:
+        """To be called before the tensors are first used on their device (`training.device_copies`)."""
+        if self.arrival is not None:
+            self.arrival()
+
+    def tensors(self) -> list[Tensor]:
+        return [value for value in self.__dict__.values() if isinstance(value, Tensor)]
 
     @property
     def image_tokens(self) -> int | None:

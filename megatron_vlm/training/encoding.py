@@ -35,6 +35,8 @@ class StepEncoding:
         if not shown:
             return
         self._learns = torch.is_grad_enabled() and bool(model.picture_parameters())
+        for number in shown:
+            batches[number].arrive()
         self._own = self._encode([batches[number] for number in shown])
         whole = gather_rows(self._own.detach(), self._counts, self._group)
         if not first_stage:

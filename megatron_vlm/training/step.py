@@ -80,6 +80,7 @@ def _forward_step(
     batches: Iterator[tuple[MicroBatch, Tensor | None]], model: torch.nn.Module, weights: LabelWeights | None
 ) -> tuple[Tensor, Any]:
     batch, rows = next(batches)
+    batch.arrive()
     return forward_row(model, batch, picture_rows=rows), partial(_loss, batch, model, weights)
 
 

@@ -25,6 +25,7 @@ from megatron_vlm.ops.pack_balance import balance_packs
 from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.planning.flops import BatchShape, step_flops
 from megatron_vlm.training.broken_pictures import agree_on_broken, without_broken
+from megatron_vlm.training.device_copies import DeviceCopies
 
 #: opens the sources of a map of names to prefixes
 OpenSources = Callable[[dict[str, str]], dict[str, DocumentSource]]
@@ -34,8 +35,9 @@ OpenSources = Callable[[dict[str, str]], dict[str, DocumentSource]]
 class StepBatches:
     """A step that can be trained on.
 
-    `batches` are this rank's micro-batches on its device, readable until the next step is asked for; `shape` is of the whole
-    global batch; `waited` is in seconds; `broken` are the step's pictures that do not decode, the same on every rank;
+    `batches` are this rank's micro-batches on its device, or on their way there (`MicroBatch.arrive`), readable until the
+    next step is asked for; `shape` is of the whole global batch; `waited` is in seconds; `broken` are the step's pictures
+    that do not decode, the same on every rank;
     `loader_faults` count this rank's workers that were replaced.
     """
 
@@ -84,6 +86,7 @@ class StepData:
         vision = config.model.vision
         decodes = topology.on_first_stage or config.parallel.vision == "data_all_stages"
         self._spec = maker_spec(sources, tokens, decodes, config.data.pictures, vision.pixel_mean, features)
+        self._copies = DeviceCopies(topology.device)
         self._loader: BatchLoader | None = None
         #: of the step that was given out last; None before the first
         self.plan: StepPlan | None = None
@@ -140,8 +143,7 @@ class StepData:
         spans = [span for pack in loaded.plan.packs for span in pack]
         whole = batch_shape(spans, len(loaded.plan.packs), shape)
         batches, broken = self._without_broken(loaded.batches, loaded.plan) if whole.pictures else (loaded.batches, ())
-        batches = [batch.to(self.topology.device) for batch in batches]
-        return StepBatches(loaded.plan, batches, whole, waited, broken, loaded.faults)
+        return StepBatches(loaded.plan, self._copies.begin(batches), whole, waited, broken, loaded.faults)
 
     def _open_loader(self) -> BatchLoader:
         """Opened with the first step, so that planning begins where the run does."""
