@@ -4,7 +4,7 @@
 
 Captioned pictures alone, JPEGs of --source pixels a side; one rank, one thread, fp32, micro-batches made in the rank itself
 (loader.workers 0), so that a step's time is all of it. Both runs begin with the same weights and see the same documents;
-their losses are compared before any timing and agree to 1e-2, or the benchmark ends. --layers and --width change the encoder.
+their losses are compared before any timing and agree to 1e-2, or the benchmark ends. --layers and --width are the encoder's.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    import os
     import sys
     import time
     from dataclasses import replace
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from megatron_vlm.config.parallel import ParallelConfig
     from megatron_vlm.config.performance import PerformanceConfig
     from megatron_vlm.config.precision import PrecisionConfig
-    from megatron_vlm.parallel.topology import shutdown
+    from megatron_vlm.parallel.topology import shutdown, world_size_from_environment
     from megatron_vlm.training.checkpoint import checkpoint_config, find_checkpoint
     from megatron_vlm.training.feature_encoding import EncodeRequest, FeatureEncoding, cores_of_a_rank
 
@@ -77,12 +78,13 @@ def run(args: argparse.Namespace) -> int:
         workers or cores_of_a_rank(),
     )
     try:
-        encoding = FeatureEncoding(request)
-        first, ranks = encoding.topology.rank == 0, encoding.topology.world_size
-        every = 0.1 if sys.stderr.isatty() else 30.0
-        share = len(encoding.blocks.first) // ranks
+        first, ranks = os.environ.get("RANK", "0") == "0", world_size_from_environment()
+        # on a terminal a bar, in a log a line now and then
+        bars = {"unit": " pictures", "disable": not first, "mininterval": 0.1 if sys.stderr.isatty() else 30.0}
+        with tqdm(desc="reading", **bars) as bar:
+            encoding = FeatureEncoding(request, bar.update)
         what = "encoding" if ranks == 1 else f"encoding, rank 0 of {ranks}"
-        with tqdm(total=share, desc=what, unit=" pictures", disable=not first, mininterval=every) as bar:
+        with tqdm(total=encoding.share, desc=what, **bars) as bar:
             known = encoding.run(bar.update)
         if first:
             print(_said(output, known, time.monotonic() - begun))

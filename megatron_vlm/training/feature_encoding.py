@@ -102,7 +102,8 @@ def as_bits(features: Tensor) -> Features:
 
 
 class FeatureEncoding:
-    """The encoder of a checkpoint on this rank, and the file that it fills. Collective.
+    """The encoder of a checkpoint on this rank, and the file that it fills. Collective. `hashed` is told of pictures as they
+    are read for the first time.
 
     Raises:
         ConfigError: pictures that do not fold into whole rows.
@@ -139,6 +140,15 @@ class FeatureEncoding:
         checkpoints.load_encoder(encoder, self.request.checkpoint)
         return encoder.eval()
 
+    @property
+    def share(self) -> int:
+        """Pictures that this rank encodes, those that were done included."""
+        return sum(len(self.writer.blocks_of(part)) for part in self._parts)
+
+    @property
+    def _parts(self) -> range:
+        return range(self.topology.rank, self.writer.parts, self.topology.world_size)
+
     def run(self, advance: Callable[[int], object] = lambda count: None) -> dict[str, Any] | None:
         """Encode what is not encoded yet; `advance` is told of pictures of this rank, and first of those that were done.
 
@@ -161,7 +171,7 @@ class FeatureEncoding:
         done = self.writer.done()
         dist.barrier()  # nobody writes a journal before all have read them
         try:
-            for part in range(self.topology.rank, self.writer.parts, self.topology.world_size):
+            for part in self._parts:
                 numbers = self.writer.blocks_of(part)
                 if part in done:
                     advance(len(numbers))
