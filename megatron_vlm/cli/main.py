@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan": ("plan", "does it fit on these GPUs, how long it takes and what it costs; or the fastest layout"),
     "train": ("train", "pre-train a model; images enter where the curriculum says"),
     "study": ("study", "one text trunk, branches where images enter: plan, run, report"),
+    "encode": ("encode", "keep what a frozen encoder makes of a dataset's pictures, for training to read"),
     "evaluate": ("evaluate", "held-out loss by modality, tasks, blind control, four-way naming of pictures"),
     "generate": ("generate", "continue prompts, with pictures before them"),
     "convert": ("convert", "weights of other projects in, checkpoints out to transformers"),

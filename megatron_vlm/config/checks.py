@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 
 from megatron_vlm.config.curriculum_checks import curriculum_problems
+from megatron_vlm.config.kept_features import feature_problems
 from megatron_vlm.config.language_checks import language_problems
 from megatron_vlm.config.model import VisionConfig
 from megatron_vlm.config.nearest import nearest_divisor, nearest_multiple
@@ -126,6 +127,17 @@ def _model(config: RunConfig) -> Iterator[str]:
         yield (
             f"model.projector.pixel_shuffle: {shuffle} does not divide the {vision.grid} x {vision.grid} patches of a "
             f"picture; nearest that does: {nearest_divisor(vision.grid, shuffle)}"
+        )
+
+
+def check_encoder(config: RunConfig, image_size: int, fold: int) -> None:
+    """Raises ConfigError where pictures of `image_size` pixels a side are no whole rows of `fold` x `fold` patches."""
+    patch = config.model.vision.patch_size
+    grid = image_size // patch
+    if grid < fold or grid % fold:
+        raise ConfigError(
+            f"{image_size} pixels a side are {grid} x {grid} patches, which pixel_shuffle x image_pool = {fold} does not "
+            f"divide; nearest that does: {nearest_multiple(patch * fold, image_size)} pixels"
         )
 
 
@@ -302,6 +314,7 @@ def problems(config: RunConfig, world_size: int) -> list[str]:
         *curriculum_problems(config),
         *picture_problems(config),
         *_data(config),
+        *feature_problems(config),
         *_loader(config),
         *_schedule(config),
         *_faults(config),

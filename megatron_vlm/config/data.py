@@ -12,6 +12,9 @@ from megatron_vlm.config.pictures import PicturesConfig
 class DataConfig:
     #: name -> prefix of a Megatron .bin/.idx dataset (plain text or multimodal)
     sources: dict[str, str] = field(default_factory=dict)
+    #: source -> prefix of what `megatron-vlm encode` made of it: the stages before the encoder is first trained read
+    #: features from there, and decode and encode no picture. All sources with pictures of such a stage need one
+    features: dict[str, str] = field(default_factory=dict)
     #: name -> prefix, held out: their loss is logged every `logging.eval_interval` steps
     validation: dict[str, str] = field(default_factory=dict)
     #: tokenizer.json, or a folder that holds one

@@ -134,7 +134,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> d
     """`over` laid on `base`: maps are merged key by key, save maps of sources, where the later replaces the whole."""
     result = dict(base)
     for key, value in over.items():
-        replaces = f"{path}{key}" in ("data.sources", "data.validation")
+        replaces = f"{path}{key}" in ("data.sources", "data.validation", "data.features")
         if isinstance(value, Mapping) and isinstance(result.get(key), Mapping) and not replaces:
             result[key] = merge(result[key], value, f"{path}{key}.")
         else:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from megatron_vlm.config.kept_features import stages_with_features
 from megatron_vlm.config.picture_rows import PictureRows
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ class StepShape:
 
     With a `patch` (its side in pixels) pictures keep their aspect: `image_size` is the side of the square with as many
     patches as one has at most, `image_tokens` the rows of that, and `fold` the patches of a side that become one row.
+
+    `features` is not 0 where the encoder's features are read from files: numbers that become one row, those of all patches
+    that do.
     """
 
     stage: int
@@ -30,6 +34,7 @@ class StepShape:
     image_tokens: int
     patch: int = 0
     fold: int = 1
+    features: int = 0
 
     @property
     def picture(self) -> PictureRows:
@@ -91,6 +96,7 @@ def run_segments(config: RunConfig) -> Iterator[Segment]:
     """The run from its first step to its last, in order. A stage without a step has no segment."""
     step = pack = token = 0
     data, schedule, model = config.data, config.schedule, config.model
+    reads = stages_with_features(config)
     for index, stage in enumerate(config.curriculum.stages):
         length = stage.sequence_length or data.sequence_length
         size = stage.image_size or model.vision.image_size
@@ -104,11 +110,9 @@ def run_segments(config: RunConfig) -> Iterator[Segment]:
                 break
             micro = stage.micro_batch_size or schedule.micro_batch_size
             rows = model.image_tokens_at(size, stage.image_pool)
-            aspect = (
-                (model.vision.patch_size, model.projector.pixel_shuffle * stage.image_pool)
-                if data.pictures.resize == "native"
-                else ()
-            )
-            shape = StepShape(index, length, micro, batch, size, stage.image_pool, rows, *aspect)
+            fold = model.projector.pixel_shuffle * stage.image_pool
+            aspect = (model.vision.patch_size, fold) if data.pictures.resize == "native" else (0, 1)
+            features = fold**2 * model.vision_width if reads[index] else 0
+            shape = StepShape(index, length, micro, batch, size, stage.image_pool, rows, *aspect, features)
             yield Segment(shape, step, steps, pack, token)
             step, pack, token = step + steps, pack + steps * batch, token + steps * batch * length

@@ -15,15 +15,17 @@ from megatron_vlm.data.indexed_reader import IndexedReader
 _CHUNK = 1 << 20  # entries that are in memory at a time
 
 
-def find_index_damage(reader: IndexedReader, findings: Findings) -> bool:
+def find_index_damage(reader: IndexedReader, findings: Findings, shared: bool = False) -> bool:
     """Add what is wrong with the index of an unverified reader; whether it is sound.
 
     Sound means that documents run from the first sequence to the last in order, and that the sequences lie one after another
-    in the .bin without gaps, as every writer of the format leaves them, from its first byte to its last.
+    in the .bin without gaps, as every writer of the format leaves them, from its first byte to its last. Of `shared`
+    sequences several may be one place of the .bin, as those of features are: they lie inside, and one of them ends it.
     """
     before = findings.total
     _documents(reader, findings)
-    _lengths_and_pointers(reader, findings)
+    _lengths(reader, findings)
+    (_inside if shared else _one_after_another)(reader, findings)
     if reader.multimodal:
         _modes(reader, findings)
     return findings.total == before
@@ -50,13 +52,43 @@ def _documents(reader: IndexedReader, findings: Findings) -> None:
         findings.add_at("documents", beyond, lambda i: wrong(int(i), f"within 0 and {count}"))
 
 
-def _lengths_and_pointers(reader: IndexedReader, findings: Findings) -> None:
-    paths, count, itemsize = dataset_paths(reader.prefix), reader.sequence_count, reader.dtype.itemsize
-    lengths, pointers = reader.sequence_lengths, reader.sequence_pointers
+def _lengths(reader: IndexedReader, findings: Findings) -> None:
+    index, lengths = dataset_paths(reader.prefix).index, reader.sequence_lengths
 
     def negative(sequence: int) -> Damage:
         place = HEADER.size + 4 * sequence
-        return Damage(paths.index, f"sequence {sequence} has length {int(lengths[sequence])}", place, place + 4)
+        return Damage(index, f"sequence {sequence} has length {int(lengths[sequence])}", place, place + 4)
+
+    for first, part in _chunks(lengths):
+        findings.add_at("lengths", np.flatnonzero(part < 0) + first, lambda i: negative(int(i)))
+
+
+def _inside(reader: IndexedReader, findings: Findings) -> None:
+    paths, count, size = dataset_paths(reader.prefix), reader.sequence_count, len(reader.data)
+    lengths, pointers = reader.sequence_lengths, reader.sequence_pointers
+
+    def outside(sequence: int) -> Damage:
+        place = HEADER.size + 4 * count + 8 * sequence
+        reason = (
+            f"sequence {sequence} begins at byte {int(pointers[sequence])} of the .bin and is not inside its {size} bytes"
+        )
+        return Damage(paths.index, reason, place, place + 8)
+
+    furthest = 0
+    for first, part in _chunks(pointers):
+        room = (size - np.clip(part, 0, size)) // reader.dtype.itemsize
+        wrong = (part < 0) | (part > size) | (lengths[first : first + len(part)] > room)
+        findings.add_at("pointers", np.flatnonzero(wrong) + first, lambda i: outside(int(i)))
+        ends = part[~wrong] + lengths[first : first + len(part)][~wrong] * np.int64(reader.dtype.itemsize)
+        furthest = max(furthest, int(ends.max(initial=0)))
+    if furthest != size:
+        reason = f"it goes on: the index ends at byte {furthest}, the file at {size}"
+        findings.add("size", Damage(paths.data, reason, furthest, size))
+
+
+def _one_after_another(reader: IndexedReader, findings: Findings) -> None:
+    paths, count, itemsize = dataset_paths(reader.prefix), reader.sequence_count, reader.dtype.itemsize
+    lengths, pointers = reader.sequence_lengths, reader.sequence_pointers
 
     def apart(sequence: int) -> Damage:
         place = HEADER.size + 4 * count + 8 * sequence
@@ -65,8 +97,6 @@ def _lengths_and_pointers(reader: IndexedReader, findings: Findings) -> None:
         reason = f"sequence {sequence} begins at byte {found} of the .bin, and what is before it ends at {expected}"
         return Damage(paths.index, reason, place, place + 8)
 
-    for first, part in _chunks(lengths):
-        findings.add_at("lengths", np.flatnonzero(part < 0) + first, lambda i: negative(int(i)))
     if count and pointers[0] != 0:
         findings.add("pointers", apart(0))
     for first, part in _chunks(pointers, overlap=1):

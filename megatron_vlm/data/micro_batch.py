@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,8 @@ class MicroBatch:
     tokens, labels, position_ids int64 `[1, t]`; loss_mask fp32 `[1, t]`; label_modality, token_modality uint8 `[1, t]`;
     row_index int32 `[1, t]`, the picture row that stands at a position or -1; cu_seqlens int32 `[documents + 1]`; pixels
     uint8 `[pictures, size, size, 3]`, or, where pictures keep their aspect, `[bytes]` with one after another, of the `sizes`
-    (height, width); None on ranks that hold no encoder.
+    (height, width); None on ranks that hold no encoder. Where the encoder's features are read instead, features bf16
+    `[image_rows, numbers of a row]`, a picture's patches one after another.
     """
 
     tokens: Tensor
@@ -52,6 +53,17 @@ class MicroBatch:
     #: pictures that did not decode and are grey; what becomes of them is decided by all ranks together
     broken: tuple[BrokenPicture, ...] = ()
     sizes: Sizes | None = None
+    features: Tensor | None = None
+    #: makes the device wait until the tensors are there; None: they are
+    arrival: Callable[[], None] | None = None
+
+    def arrive(self) -> None:
+        """To be called before the tensors are first used on their device (`training.device_copies`)."""
+        if self.arrival is not None:
+            self.arrival()
+
+    def tensors(self) -> list[Tensor]:
+        return [value for value in self.__dict__.values() if isinstance(value, Tensor)]
 
     @property
     def image_tokens(self) -> int | None:
@@ -107,6 +119,8 @@ def as_tensors(arrays: MicroBatchArrays) -> MicroBatch:
         image_rows=batch.image_rows,
         broken=arrays.broken,
         sizes=arrays.sizes,
+        # numpy has no bf16: the bits
+        features=None if arrays.features is None else torch.from_numpy(arrays.features.view(np.int16)).view(torch.bfloat16),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from megatron_vlm.data.decoding.canvas import Canvases
 from megatron_vlm.data.decoding.decoder import Decoder
 from megatron_vlm.data.documents import Span
 from megatron_vlm.data.indexed_reader import IndexedReader
+from megatron_vlm.data.kept_features.feature_reader import FeatureReader, Features
 from megatron_vlm.errors import DataError
 from megatron_vlm.ops.assemble import BatchBuffers, PackedBatch, Segment, assemble_packs
 from megatron_vlm.ops.assemble_spans import IndexedSource, assemble_spans
@@ -54,6 +55,8 @@ class MicroBatchArrays:
             another, `[bytes]`; None where none are read.
         broken: pictures that did not decode.
         sizes: (height, width) in pixels of each picture as it is shown; None where all are squares of one size.
+        features: in place of pixels where the encoder's features are read: uint16 `[image rows, numbers of a row]`, the bits
+            of bf16.
     """
 
     batch: PackedBatch
@@ -61,6 +64,7 @@ class MicroBatchArrays:
     pictures: int
     broken: tuple[BrokenPicture, ...] = ()
     sizes: Sizes | None = None
+    features: Features | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,10 @@ class MicroBatchMemory:
         flat = self._bytes(3 * sum(height * width for height, width in sizes))
         return flat, canvases_in(flat, sizes)
 
+    def features(self, rows: int, numbers: int) -> Features:
+        """uint16 `[rows, numbers]`."""
+        return self._bytes(2 * rows * numbers).view(np.uint16).reshape(rows, numbers)
+
     def _bytes(self, count: int) -> Pixels:
         return np.empty(count, np.uint8) if self.pixels is None else self.pixels(count)
 
@@ -88,13 +96,20 @@ _NEW_MEMORY = MicroBatchMemory()
 
 
 class ArrayMaker:
-    """Reads the spans of packs from their sources, assembles them, and decodes their pictures.
+    """Reads the spans of packs from their sources, assembles them, and decodes their pictures, or reads their features.
 
-    `decoder` None: pictures are not even read.
+    `decoder` None: pictures are not even read, nor are their features. `features` are those of each source, None where it
+    has none.
     """
 
-    def __init__(self, sources: Sequence[SpanSource], tokens: TokenCounts, decoder: Decoder | None) -> None:
-        self.sources, self.tokens, self.decoder = tuple(sources), tokens, decoder
+    def __init__(
+        self,
+        sources: Sequence[SpanSource],
+        tokens: TokenCounts,
+        decoder: Decoder | None,
+        features: Sequence[FeatureReader | None] = (),
+    ) -> None:
+        self.sources, self.tokens, self.decoder, self.features = tuple(sources), tokens, decoder, tuple(features)
 
     def __call__(
         self, packs: Sequence[Sequence[Span]], shape: StepShape, memory: MicroBatchMemory = _NEW_MEMORY
@@ -113,6 +128,10 @@ class ArrayMaker:
         check_picture_rows(pictures, sizes, batch.image_rows, shape.picture)
         if self.decoder is None:
             return MicroBatchArrays(batch, None, pictures, sizes=sizes)
+        if shape.features:
+            features = memory.features(batch.image_rows, shape.features)
+            reasons = self._read_features(places, row_counts(pictures, sizes, shape.picture), features)
+            return MicroBatchArrays(batch, None, pictures, self._broken(places, reasons), sizes, features)
         pixels: Pixels
         canvases: Canvases
         if sizes is None:
@@ -121,12 +140,31 @@ class ArrayMaker:
             pixels, canvases = memory.canvases(sizes)
         encoded = [self.sources[source].reader.image_bytes(sequence) for source, sequence in places]
         reasons = self.decoder.decode(encoded, canvases)
+        return MicroBatchArrays(batch, pixels, pictures, self._broken(places, reasons), sizes)
+
+    def _broken(self, places: Sequence[tuple[int, int]], reasons: Mapping[int, str]) -> tuple[BrokenPicture, ...]:
         broken = []
         for number in sorted(reasons):
             source, sequence = places[number]
             document = self.sources[source].reader.document_of_sequence(sequence)
             broken.append(BrokenPicture(source, document, sequence, number, reasons[number]))
-        return MicroBatchArrays(batch, pixels, pictures, tuple(broken), sizes)
+        return tuple(broken)
+
+    def _read_features(self, places: Sequence[tuple[int, int]], rows: Sequence[int], features: Features) -> dict[int, str]:
+        """Fill `features` with those of pictures of so many rows each; number of a picture -> why it did not decode."""
+        reasons, at = {}, 0
+        for number, ((source, sequence), count) in enumerate(zip(places, rows, strict=True)):
+            reader = self.features[source] if source < len(self.features) else None
+            if reader is None:
+                raise DataError(
+                    f"{self.sources[source].reader.prefix} has pictures and no features, in a stage that reads "
+                    f"data.features; make them with megatron-vlm encode"
+                )
+            reason = reader.read(sequence, features[at : at + count])
+            if reason is not None:
+                reasons[number] = reason
+            at += count
+        return reasons
 
     def _sizes(self, places: Sequence[tuple[int, int]], picture: PictureRows) -> Sizes | None:
         """How large each picture is shown; None where all are alike."""

@@ -20,6 +20,7 @@ from megatron_vlm.data.damaged_block import damage_of_block
 from megatron_vlm.data.index_damage import find_index_damage
 from megatron_vlm.data.indexed_format import IMAGE_MODE, IndexedPaths, dataset_paths
 from megatron_vlm.data.indexed_reader import IndexedReader
+from megatron_vlm.data.kept_features.feature_facts import FEATURES
 from megatron_vlm.data.record_damage import KnownIds, find_record_damage
 from megatron_vlm.data.sequence_facts import open_sequence_facts
 from megatron_vlm.errors import DataError
@@ -122,7 +123,7 @@ def validate_dataset(
                 advance(size)
 
     metadata = _metadata(paths, report)
-    reader, sound = _index(paths, report)
+    reader, sound = _index(paths, report, shared=metadata.get("kind") == FEATURES)
     _sidecar(paths, reader if sound else None, report)
     _counts(paths, reader if sound else None, metadata, report)
     recorded = metadata.get("checksums") if checksums else None
@@ -154,7 +155,7 @@ def _metadata(paths: IndexedPaths, report: ValidationReport) -> dict[str, Any]:
         return {}
 
 
-def _index(paths: IndexedPaths, report: ValidationReport) -> tuple[IndexedReader | None, bool]:
+def _index(paths: IndexedPaths, report: ValidationReport, shared: bool) -> tuple[IndexedReader | None, bool]:
     """The dataset as it is opened, None where it cannot be, and whether its index is sound."""
     try:
         reader = IndexedReader(report.prefix, verify=False)
@@ -163,7 +164,7 @@ def _index(paths: IndexedPaths, report: ValidationReport) -> tuple[IndexedReader
         return None, False
     report.documents, report.sequences = reader.document_count, reader.sequence_count
     report.checked.append("index")
-    return reader, find_index_damage(reader, report.findings)
+    return reader, find_index_damage(reader, report.findings, shared)
 
 
 def _sidecar(paths: IndexedPaths, reader: IndexedReader | None, report: ValidationReport) -> None:

@@ -89,6 +89,7 @@ def _taken_out(batch: MicroBatch, gone: torch.Tensor, counts: torch.Tensor) -> M
         row_index=renumbered.to(rows.dtype),
         token_modality=token_modality,
         pixels=None if batch.pixels is None else _pixels_of(batch.pixels, sizes, kept),
+        features=None if batch.features is None else batch.features[stays.to(batch.features.device)],
         pictures=int(kept.sum()),
         image_rows=int(counts[kept].sum()),
         sizes=None if sizes is None else tuple(size for size, stay in zip(sizes, kept.tolist(), strict=True) if stay),

@@ -20,23 +20,24 @@ from megatron_vlm.config.model import LanguageConfig
 SHARDING_METADATA = {"non_homogeneous_layers": True}
 
 
+def sharded_leaves(node: object) -> Iterator[ShardedTensor]:
+    """Every tensor shard in a sharded state, factories built."""
+    if isinstance(node, ShardedTensorFactory):
+        yield from sharded_leaves(node.build())
+    elif isinstance(node, ShardedTensor):
+        yield node
+    elif isinstance(node, dict):
+        for value in node.values():
+            yield from sharded_leaves(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from sharded_leaves(value)
+
+
 def sharded_parameters(chunks: Sequence[MegatronModule]) -> Iterator[ShardedTensor]:
     """Every parameter shard of this rank, with its global name, shape and offset; `.data` is the parameter's storage."""
-
-    def leaves(node: object) -> Iterator[ShardedTensor]:
-        if isinstance(node, ShardedTensorFactory):
-            yield from leaves(node.build())
-        elif isinstance(node, ShardedTensor):
-            yield node
-        elif isinstance(node, dict):
-            for value in node.values():
-                yield from leaves(value)
-        elif isinstance(node, (list, tuple)):
-            for value in node:
-                yield from leaves(value)
-
     for chunk in chunks:
-        yield from leaves(chunk.sharded_state_dict(metadata=dict(SHARDING_METADATA)))
+        yield from sharded_leaves(chunk.sharded_state_dict(metadata=dict(SHARDING_METADATA)))
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.run import RunConfig
-from megatron_vlm.models.block_options import language_options, vision_options
+from megatron_vlm.models.block_options import language_options
 from megatron_vlm.models.checkpoint_names import left_out
+from megatron_vlm.models.encoder_building import build_encoder
 from megatron_vlm.models.image_pool import pool_for, pool_rows, pool_shaped
 from megatron_vlm.models.language import LanguageModel, padded_vocab_size
 from megatron_vlm.models.lora import add_lora
 from megatron_vlm.models.projector import Projector
 from megatron_vlm.models.specs import choose_layer_spec, language_block_spec
-from megatron_vlm.models.transformer_configs import language_config, projector_config, vision_config
+from megatron_vlm.models.transformer_configs import language_config, projector_config
 from megatron_vlm.models.vision import VisionEncoder
 from megatron_vlm.models.whole_encoder import groups_of_one, mark_replicated, replicated_state
 from megatron_vlm.parallel.picture_shares import gathered_rows, picture_shares
@@ -97,16 +98,10 @@ class VisionLanguageModel(MegatronModule):
             add_lora(self.language_model.decoder, model.lora, gated=transformer.gated_linear_unit)
         self.vision: VisionEncoder | None = None
         self.projector: Projector | None = None
-        self._placement = parallel.vision
+        self._placement, self._vision_width = parallel.vision, model.vision_width
         if pre_process or (parallel.vision == "data_all_stages" and not vp_stage):
             groups = None if parallel.vision == "tensor" else groups_of_one()
-            group, native = model.projector.pixel_shuffle, config.data.pictures.resize == "native"
-            second, encoder_options = None, vision_options(config, options)
-            if model.vision_second is not None:
-                own = vision_config(model, parallel, device_type, model.vision_second, encoder_options)
-                second = VisionEncoder(model.vision_second, own, spec, group, native, groups=groups)
-            first = vision_config(model, parallel, device_type, options=encoder_options)
-            self.vision = VisionEncoder(model.vision, first, spec, group, native, second, groups)
+            self.vision = build_encoder(config, device_type, groups, options)
             self.projector = Projector(
                 model.projector,
                 projector_config(model, parallel, device_type, options["gradient_accumulation_fusion"]),
@@ -153,16 +148,22 @@ class VisionLanguageModel(MegatronModule):
                 many (`image_pool.pool_for`).
         """
         assert self.vision is not None
-        assert self.projector is not None
         side = self.vision.grid_of(pixels) // self.vision.group
+        return self._square_rows(
+            lambda first, end: self._features(pixels[first:end], None), len(pixels), side, image_tokens, alone
+        )
+
+    def _square_rows(
+        self, features: Callable[[int, int], Tensor], pictures: int, side: int, image_tokens: int | None, alone: bool
+    ) -> Tensor:
+        """Of pictures that have `side` x `side` rows after the projector; `features(first, end)` are those of some."""
         pool = 1 if image_tokens is None else pool_for(side, image_tokens)
-        each = (side // pool) ** 2
 
         def encode(first: int, end: int) -> Tensor:
             assert self.projector is not None
-            return pool_rows(self.projector(self._features(pixels[first:end], None)), side, pool)
+            return pool_rows(self.projector(features(first, end)), side, pool)
 
-        return self._shared_out(encode, [1] * len(pixels), [each] * len(pixels), alone)
+        return self._shared_out(encode, [1] * pictures, [(side // pool) ** 2] * pictures, alone)
 
     def encode_shapes(
         self, pixels: Tensor, sizes: Sequence[tuple[int, int]], rows: int | None = None, alone: bool = False
@@ -178,8 +179,16 @@ class VisionLanguageModel(MegatronModule):
         Raises:
             ValueError: rows that no averaging gives.
         """
+        ends = [0, *itertools.accumulate(3 * height * width for height, width in sizes)]
+        return self._shaped_rows(
+            lambda first, end: self._features(pixels[ends[first] : ends[end]], sizes[first:end]), sizes, rows, alone
+        )
+
+    def _shaped_rows(
+        self, features: Callable[[int, int], Tensor], sizes: Sequence[tuple[int, int]], rows: int | None, alone: bool
+    ) -> Tensor:
+        """Of pictures of these (height, width) in pixels; `features(first, end)` are those of some."""
         assert self.vision is not None
-        assert self.projector is not None
         side = self.vision.vision.patch_size * self.vision.group
         sides = [(height // side, width // side) for height, width in sizes]
         given = sum(down * across for down, across in sides)
@@ -187,14 +196,37 @@ class VisionLanguageModel(MegatronModule):
         if rows is not None and pool * pool * rows != given:
             raise ValueError(f"the projector gives {given} rows, whose squares average to no {rows}")
         costs = [down * across for down, across in sides]
-        ends = [0, *itertools.accumulate(3 * height * width for height, width in sizes)]
 
         def encode(first: int, end: int) -> Tensor:
             assert self.projector is not None
-            features = self._features(pixels[ends[first] : ends[end]], sizes[first:end])
-            return pool_shaped(self.projector(features), sides[first:end], pool)
+            return pool_shaped(self.projector(features(first, end)), sides[first:end], pool)
 
         return self._shared_out(encode, costs, [cost // pool**2 for cost in costs], alone)
+
+    def project_features(
+        self, features: Tensor, pictures: int, sizes: Sequence[tuple[int, int]] | None = None, alone: bool = False
+    ) -> Tensor:
+        """Features that a frozen encoder gave before: bf16 `[rows, numbers of a row]` -> rows `[rows, hidden]`.
+
+        Args:
+            features: of all pictures, one after another, each picture's patches as the encoder orders them.
+            sizes, alone: as of `encode_shapes`; None: all pictures are squares of as many patches.
+
+        Raises:
+            ValueError: features that are no whole patches, or rows that no averaging gives.
+        """
+        assert self.vision is not None
+        group, count = self.vision.group, len(features)
+        patches = features.reshape(-1, self._vision_width).to(self.config.params_dtype)
+        if sizes is None:
+            each = len(patches) // pictures
+            side = math.isqrt(each) // group
+            return self._square_rows(
+                lambda first, end: patches[first * each : end * each].unsqueeze(0), pictures, side, count // pictures, alone
+            )
+        area = self.vision.vision.patch_size**2
+        ends = [0, *itertools.accumulate(height * width // area for height, width in sizes)]
+        return self._shaped_rows(lambda first, end: patches[ends[first] : ends[end]].unsqueeze(0), sizes, count, alone)
 
     def _shared_out(
         self, encode: Callable[[int, int], Tensor], costs: Sequence[int], rows: Sequence[int], alone: bool
@@ -233,9 +265,13 @@ class VisionLanguageModel(MegatronModule):
         sizes: Sequence[tuple[int, int]] | None,
         image_rows: int | None,
         picture_rows: Tensor | None,
+        features: Tensor | None,
+        pictures: int,
     ) -> Tensor:
         rows = picture_rows
-        if rows is None and pixels is not None and pixels.size(0) > 0:
+        if rows is None and features is not None and pictures:
+            rows = self.project_features(features, pictures, sizes)
+        elif rows is None and pixels is not None and pixels.size(0) > 0:
             if sizes is None:
                 rows = self.encode_images(pixels, image_tokens)
             else:
@@ -276,6 +312,8 @@ class VisionLanguageModel(MegatronModule):
         picture_sizes: Sequence[tuple[int, int]] | None = None,
         image_rows: int | None = None,
         picture_rows: Tensor | None = None,
+        features: Tensor | None = None,
+        pictures: int = 0,
     ) -> Tensor:
         """One micro-batch: a row of packed documents.
 
@@ -292,6 +330,8 @@ class VisionLanguageModel(MegatronModule):
             picture_sizes: (height, width) in pixels of each picture where they keep their aspect; None: all are alike.
             image_rows: placeholders of all pictures together, needed with `picture_sizes`.
             picture_rows: `[image rows, h]`, of pictures that were encoded before; `pixels` are then not looked at.
+            features: bf16 `[image rows, numbers of a row]`, what the encoder gave for these `pictures` before, in place of
+                `pixels` (`project_features`).
 
         Returns:
             On the last stage the loss of each position `[1, t]`, or logits `[1, t, vocab / tp]` without labels; before it
@@ -305,7 +345,7 @@ class VisionLanguageModel(MegatronModule):
         if self.pre_process:
             assert row_index is not None
             decoder_input = self._decoder_input(
-                tokens, pixels, row_index, image_tokens, picture_sizes, image_rows, picture_rows
+                tokens, pixels, row_index, image_tokens, picture_sizes, image_rows, picture_rows, features, pictures
             )
         return self.language_model(
             input_ids=tokens,

@@ -19,13 +19,14 @@ from megatron_vlm.config.model import GATED, ModelConfig
 class BatchShape:
     """What a step's cost depends on: positions (padding included), documents' lengths, pictures and their size in pixels
     (None: the encoder's own). `patches` are those of pictures of shapes of their own: their number in all pictures, and the
-    sum of the squares of each picture's."""
+    sum of the squares of each picture's. `encoded`: their features are read, and the encoder has nothing to do."""
 
     positions: int
     document_lengths: tuple[int, ...]
     pictures: int
     image_size: int | None = None
     patches: tuple[int, int] | None = None
+    encoded: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,5 +177,9 @@ def step_flops(model: ModelConfig, vocab_size: int, batch: BatchShape, frozen: I
         + projector_forward(model, batch.pictures, batch.image_size, batch.patches).with_backward(
             projector_learns, vision_learns
         )
-        + vision_forward(model, batch.pictures, batch.image_size, batch.patches).with_backward(vision_learns, False)
+        + (0 if batch.encoded else _vision_done(model, batch, vision_learns))
     )
+
+
+def _vision_done(model: ModelConfig, batch: BatchShape, learns: bool) -> int:
+    return vision_forward(model, batch.pictures, batch.image_size, batch.patches).with_backward(learns, False)

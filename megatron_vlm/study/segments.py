@@ -198,6 +198,8 @@ def _physics(config: RunConfig, fingerprints: dict[str, str]) -> dict[str, Any]:
     told = {name: part for name, part in to_map(config).items() if name not in _BESIDE}
     if config.precision == PrecisionConfig():  # so that keys are those of versions without it
         del told["precision"]
+    if not config.data.features:
+        del told["data"]["features"]
     told["schedule"].pop("exit_step")
     told["start_from"] = config.checkpoint.start_from
     told["data"].pop("validation")

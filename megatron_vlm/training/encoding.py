@@ -7,7 +7,6 @@ same way, and the ranks' gradients of the parameters are added up. So no stage c
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -36,6 +35,8 @@ class StepEncoding:
         if not shown:
             return
         self._learns = torch.is_grad_enabled() and bool(model.picture_parameters())
+        for number in shown:
+            batches[number].arrive()
         self._own = self._encode([batches[number] for number in shown])
         whole = gather_rows(self._own.detach(), self._counts, self._group)
         if not first_stage:
@@ -46,26 +47,30 @@ class StepEncoding:
 
     def _encode(self, batches: Sequence[MicroBatch]) -> Tensor:
         """This rank's share of all pictures of `batches`, which are alike in kind."""
-        pixels = torch.cat([batch.pixels for batch in batches if batch.pixels is not None])
         native = batches[0].sizes is not None
         if native:
             sizes = [size for batch in batches for size in batch.sizes or ()]
             costs = [height * width for height, width in sizes]
             pool = sum(costs) // sum(batch.image_rows for batch in batches)  # pixels that become a row
             rows = [cost // pool for cost in costs]
-            ends = [0, *itertools.accumulate(3 * cost for cost in costs)]
         else:
             each = batches[0].image_tokens
             assert each is not None
-            costs, rows = [1] * len(pixels), [each] * len(pixels)
+            sizes, rows = [], [each] * sum(batch.pictures for batch in batches)
+            costs = [1] * len(rows)
         shares = picture_shares(costs, self._group.size())
         self._counts = [sum(rows[first:end]) for first, end in shares]
         first, end = shares[self._group.rank()]
         if first == end:
             like = next(self._model.projector.parameters())  # type: ignore[union-attr]
             return like.new_empty(0, self._model.config.hidden_size)
+        if batches[0].features is not None:
+            features = torch.cat([batch.features for batch in batches if batch.features is not None])
+            part = features[sum(rows[:first]) : sum(rows[:end])]
+            return self._model.project_features(part, end - first, sizes[first:end] if native else None, alone=True)
+        pixels = torch.cat([batch.pixels for batch in batches if batch.pixels is not None])
         if native:
-            part = pixels[ends[first] : ends[end]]
+            part = pixels[3 * sum(costs[:first]) : 3 * sum(costs[:end])]
             return self._model.encode_shapes(part, sizes[first:end], self._counts[self._group.rank()], alone=True)
         return self._model.encode_images(pixels[first:end], each, alone=True)
 

@@ -31,6 +31,7 @@ from megatron_vlm.training.faults.pulse import Pulse
 from megatron_vlm.training.faults.replicas import compare_replicas, replicas_message
 from megatron_vlm.training.faults.response import BadStepResponse
 from megatron_vlm.training.faults.watchdog import Watchdog
+from megatron_vlm.training.kept_features import KeptFeatures
 from megatron_vlm.training.learning_rate import learning_rate_law
 from megatron_vlm.training.length import with_length
 from megatron_vlm.training.metrics import MetricsLog, Progress
@@ -71,10 +72,13 @@ class Run:
         self.tokens = token_counts(self.tokenizer)
         sources = open_sources(config.data.sources, self.tokenizer, config.model.image_tokens)
         validation = open_sources(config.data.validation, self.tokenizer, config.model.image_tokens)
+        self.features = KeptFeatures(config, sources)
         self.topology: Topology = topology_module.initialize(config.parallel, config.schedule.seed)
         self.engine = Engine(config, self.tokens, self.topology)
         self._vocab = padded_vocab_size(self.tokens.vocab_size, config.model.language.vocab_pad_multiple)
-        self.data = StepData(config, sources, self.tokens, self.topology, self._vocab, self.say_anywhere)
+        self.data = StepData(
+            config, sources, self.tokens, self.topology, self._vocab, self.say_anywhere, self.features.prefixes
+        )
         self.validation = Validation(config, self.topology, self.tokens, validation)
         self.rate = learning_rate_law(config)
         self.bad_steps = BadStepResponse(config, list(sources))
@@ -127,6 +131,7 @@ class Run:
         began = stage != self.engine.stage
         self.engine.enter_stage(stage)
         self.bad_steps.detector.enter_stage(stage)
+        self.features.compare_weights(self.engine)
         return began
 
     # -- steps ---------------------------------------------------------------------------------------------------
@@ -168,6 +173,8 @@ class Run:
             self.say(surroundings)
             log = MetricsLog(folder, self.step, config.logging.tensorboard)
             self.say(banner(config, self.topology, self.engine.chunks))
+            for line in self.features.lines():
+                self.say(line)
         stop = StopRequest()
         progress = Progress(config.total_steps, config.logging.peak_flops, self.topology.world_size)
         try:

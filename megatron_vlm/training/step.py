@@ -52,6 +52,8 @@ def forward_row(
         picture_sizes=batch.sizes if core.pre_process else None,
         image_rows=batch.image_rows if core.pre_process else None,
         picture_rows=picture_rows if core.pre_process else None,
+        features=batch.features if core.pre_process else None,
+        pictures=batch.pictures,
     )
 
 
@@ -78,6 +80,7 @@ def _forward_step(
     batches: Iterator[tuple[MicroBatch, Tensor | None]], model: torch.nn.Module, weights: LabelWeights | None
 ) -> tuple[Tensor, Any]:
     batch, rows = next(batches)
+    batch.arrive()
     return forward_row(model, batch, picture_rows=rows), partial(_loss, batch, model, weights)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from megatron_vlm.ops.pack_balance import balance_packs
 from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.planning.flops import BatchShape, step_flops
 from megatron_vlm.training.broken_pictures import agree_on_broken, without_broken
+from megatron_vlm.training.device_copies import DeviceCopies
 
 #: opens the sources of a map of names to prefixes
 OpenSources = Callable[[dict[str, str]], dict[str, DocumentSource]]
@@ -34,8 +35,9 @@ OpenSources = Callable[[dict[str, str]], dict[str, DocumentSource]]
 class StepBatches:
     """A step that can be trained on.
 
-    `batches` are this rank's micro-batches on its device, readable until the next step is asked for; `shape` is of the whole
-    global batch; `waited` is in seconds; `broken` are the step's pictures that do not decode, the same on every rank;
+    `batches` are this rank's micro-batches on its device, or on their way there (`MicroBatch.arrive`), readable until the
+    next step is asked for; `shape` is of the whole global batch; `waited` is in seconds; `broken` are the step's pictures
+    that do not decode, the same on every rank;
     `loader_faults` count this rank's workers that were replaced.
     """
 
@@ -54,7 +56,7 @@ def batch_shape(spans: Sequence[Span], packs: int, shape: StepShape) -> BatchSha
         each = shape.fold**2  # patches that become one row
         patches = (each * sum(span.rows for span in spans), each**2 * sum(span.squares for span in spans))
     lengths = tuple(span.length for span in spans)
-    return BatchShape(packs * shape.sequence_length, lengths, pictures, shape.image_size, patches)
+    return BatchShape(packs * shape.sequence_length, lengths, pictures, shape.image_size, patches, bool(shape.features))
 
 
 class StepData:
@@ -65,6 +67,7 @@ class StepData:
         sources: by name, opened.
         vocab_size: padded, for the cost of a pack.
         say: takes lines for the log, of any rank.
+        features: source -> prefix of its pictures' features, of those that are read (`KeptFeatures.prefixes`).
     """
 
     def __init__(
@@ -75,13 +78,15 @@ class StepData:
         topology: Topology,
         vocab_size: int,
         say: Callable[[str], None],
+        features: Mapping[str, str] | None = None,
     ) -> None:
         self.config, self.sources, self.topology, self.vocab_size, self._say = config, sources, topology, vocab_size, say
         self.planner = PackPlanner(sources, config)
         self.prefixes = [str(source.reader.prefix) for source in sources.values()]
         vision = config.model.vision
         decodes = topology.on_first_stage or config.parallel.vision == "data_all_stages"
-        self._spec = maker_spec(sources, tokens, decodes, config.data.pictures, vision.pixel_mean)
+        self._spec = maker_spec(sources, tokens, decodes, config.data.pictures, vision.pixel_mean, features)
+        self._copies = DeviceCopies(topology.device)
         self._loader: BatchLoader | None = None
         #: of the step that was given out last; None before the first
         self.plan: StepPlan | None = None
@@ -138,8 +143,7 @@ class StepData:
         spans = [span for pack in loaded.plan.packs for span in pack]
         whole = batch_shape(spans, len(loaded.plan.packs), shape)
         batches, broken = self._without_broken(loaded.batches, loaded.plan) if whole.pictures else (loaded.batches, ())
-        batches = [batch.to(self.topology.device) for batch in batches]
-        return StepBatches(loaded.plan, batches, whole, waited, broken, loaded.faults)
+        return StepBatches(loaded.plan, self._copies.begin(batches), whole, waited, broken, loaded.faults)
 
     def _open_loader(self) -> BatchLoader:
         """Opened with the first step, so that planning begins where the run does."""

@@ -27,6 +27,7 @@ SMALL = {
     "bench_packing": ["--documents", "5000", "--ranks", "4", "--runs", "1"],
     "bench_evaluation": ["--questions", "8", "--runs", "1"],
     "bench_checkpoint": ["--megabytes", "20", "--ranks", "1", "--runs", "1"],
+    "bench_kept_features": ["--pictures", "16", "--runs", "1"],
     "bench_step": ["--sequence-length", "16", "--runs", "1"],
 }
 #: these have nothing to measure on a machine without CUDA

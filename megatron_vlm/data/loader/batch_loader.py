@@ -119,14 +119,16 @@ class BatchLoader:
         assert reply is not None
         cu_seqlens = layout.cu_seqlens(slot, reply.segments)
         batch = layout.buffers(slot).batch(cu_seqlens, reply.max_seqlen, reply.image_rows)
-        pictures, sizes, pixels = reply.pictures, None, None
+        pictures, sizes, pixels, features = reply.pictures, None, None, None
         if work.shape.picture.native:
             sizes = tuple((height, width) for height, width in layout.sizes(slot, pictures).tolist())
-            if reply.pixels:
-                pixels = layout.pixel_bytes(slot, 3 * sum(height * width for height, width in sizes))
+        if reply.pixels and work.shape.features:
+            features = layout.features(slot, reply.image_rows)
+        elif reply.pixels and sizes is not None:
+            pixels = layout.pixel_bytes(slot, 3 * sum(height * width for height, width in sizes))
         elif reply.pixels:
             pixels = layout.pixels(slot, pictures)
-        return as_tensors(MicroBatchArrays(batch, pixels, pictures, reply.broken, sizes))
+        return as_tensors(MicroBatchArrays(batch, pixels, pictures, reply.broken, sizes, features))
 
     @property
     def pids(self) -> list[int]:

@@ -101,7 +101,8 @@ class MicroBatchJob:
 
 @dataclass(frozen=True, slots=True)
 class MadeReply:
-    """What is known of a micro-batch beside the arrays in its slot. `pixels` says whether there are any."""
+    """What is known of a micro-batch beside the arrays in its slot. `pixels` says whether there are
+    any, or features in their place."""
 
     number: int
     segments: int

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_vlm.config.steps import StepShape
+from megatron_vlm.data.kept_features.feature_reader import Features
 from megatron_vlm.data.micro_batch_arrays import MicroBatchMemory, Pixels
 from megatron_vlm.errors import UserError
 from megatron_vlm.ops.assemble import BatchBuffers
@@ -45,7 +46,9 @@ class SlotLayout:
 
     @property
     def _most_bytes(self) -> int:
-        """Of pixels."""
+        """Of pixels, or of features."""
+        if self.shape.features:
+            return self.positions * 2 * self.shape.features
         if self._native:
             return self.positions * 3 * (self.shape.patch * self.shape.fold) ** 2
         return self.most_pictures * 3 * self.shape.image_size**2
@@ -87,8 +90,13 @@ class SlotLayout:
         size = self.shape.image_size
         return self.pixel_bytes(slot, pictures * 3 * size**2).reshape(pictures, size, size, 3)
 
+    def features(self, slot: memoryview, rows: int) -> Features:
+        """uint16 `[rows, numbers of a row]`."""
+        numbers = self.shape.features
+        return self.pixel_bytes(slot, 2 * rows * numbers).view(np.uint16).reshape(rows, numbers)
+
     def pixel_bytes(self, slot: memoryview, count: int) -> Pixels:
-        """The first `count` bytes of the pixels."""
+        """The first `count` bytes of the pixels, or of what stands in their place."""
         if not 0 <= count <= self._most_bytes:
             raise ValueError(f"{count} bytes of pixels in a micro-batch that has room for {self._most_bytes}")
         return np.frombuffer(slot, np.uint8, count, self.offsets[-2])

@@ -19,10 +19,11 @@ from megatron_vlm.ops.assemble_spans import IndexedSource
 
 @dataclass(frozen=True, slots=True)
 class SourcePlace:
-    """Where a source is: its name in the run and the prefix of its dataset."""
+    """Where a source is: its name in the run, the prefix of its dataset, and that of its pictures' features if any."""
 
     name: str
     prefix: str
+    features: str = ""
 
 
 class SpanReader:

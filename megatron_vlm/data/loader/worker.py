@@ -66,7 +66,7 @@ def make(maker: ArrayMaker, slots: SharedSlots, job: MicroBatchJob) -> Reply:
         batch.max_seqlen,
         batch.image_rows,
         made.pictures,
-        made.pixels is not None,
+        made.pixels is not None or made.features is not None,
         made.broken,
     )
 

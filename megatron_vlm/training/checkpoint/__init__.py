@@ -20,7 +20,7 @@ from megatron_vlm.training.checkpoint.folders import (
 from megatron_vlm.training.checkpoint.run_file import checkpoint_config, describe_checkpoint, read_run_file
 from megatron_vlm.training.checkpoint.saver import Saver
 from megatron_vlm.training.checkpoint.starting import go_on, start_from
-from megatron_vlm.training.checkpoint.state import load_model, load_training
+from megatron_vlm.training.checkpoint.state import load_encoder, load_model, load_training
 
 __all__ = [
     "RUN_FILE",
@@ -34,6 +34,7 @@ __all__ = [
     "describe_checkpoint",
     "find_checkpoint",
     "is_complete",
+    "load_encoder",
     "load_model",
     "go_on",
     "load_training",

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.errors import DataError
 from megatron_vlm.models.initialization import SHARDING_METADATA
+from megatron_vlm.models.vision import VisionEncoder
 from megatron_vlm.training.checkpoint.own_shards import own_shards
 from megatron_vlm.training.engine import Engine, unwrap
 
@@ -56,6 +57,21 @@ def load_model(engine: Engine, checkpoint: Path, without: Callable[[str], bool] 
     _load(engine, checkpoint, state, without)
 
 
+def load_encoder(encoder: VisionEncoder, checkpoint: Path) -> None:
+    """The encoder's weights alone, of a checkpoint of any layout.
+
+    Raises:
+        DataError: the checkpoint's encoder is another one.
+    """
+    wanted = encoder.sharded_state_dict("vision.", metadata=dict(SHARDING))
+    # as `VisionLanguageModel.leaves_out`
+    asked = {name: value for name, value in wanted.items() if not name.endswith("_extra_state")}
+    loaded = _read(checkpoint, {"encoder": asked})["encoder"]
+    own = {name.removeprefix("vision."): value for name, value in loaded.items()}
+    kept = {n: value for n, value in encoder.state_dict().items() if n.endswith("_extra_state")}
+    encoder.load_state_dict({**own, **kept}, strict=True)
+
+
 def load_training(engine: Engine, config: RunConfig, checkpoint: Path, run: dict[str, Any]) -> None:
     """Weights and optimiser state. The engine stands at the stage of the checkpoint's step.
 
@@ -80,17 +96,7 @@ def load_training(engine: Engine, config: RunConfig, checkpoint: Path, run: dict
 def _load(
     engine: Engine, checkpoint: Path, wanted: dict[str, Any], without: Callable[[str], bool] | None = None
 ) -> dict[str, Any]:
-    try:
-        loaded = dist_checkpointing.load(wanted, str(checkpoint), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
-    # torch's CheckpointException, raised for a tensor that is missing or has another shape, is no Exception
-    except (CheckpointException, dist_checkpointing.core.CheckpointingException, KeyError, RuntimeError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        # torch prints the traceback of each rank: what was wrong is the line that names an error
-        reason = next((line for line in lines if line.split(":")[0].endswith("Error")), lines[0])
-        raise DataError(
-            f"{checkpoint}: does not fit this model ({reason[:300]}); its own configuration is in "
-            f"{checkpoint / 'config.yaml'}"
-        ) from error
+    loaded = _read(checkpoint, wanted)
     chunks: Sequence[Any] = [unwrap(chunk) for chunk in engine.chunks]
     names = ["model"] if len(chunks) == 1 else [f"model{i}" for i in range(len(chunks))]
     for name, chunk in zip(names, chunks, strict=True):
@@ -100,4 +106,19 @@ def _load(
             if n not in loaded[name] and (chunk.leaves_out(n) or (without is not None and without(n)))
         }
         chunk.load_state_dict({**loaded[name], **kept}, strict=True)
+    return loaded
+
+
+def _read(checkpoint: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    try:
+        loaded: dict[str, Any] = dist_checkpointing.load(wanted, str(checkpoint), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
+    # torch's CheckpointException, raised for a tensor that is missing or has another shape, is no Exception
+    except (CheckpointException, dist_checkpointing.core.CheckpointingException, KeyError, RuntimeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        # torch prints the traceback of each rank: what was wrong is the line that names an error
+        reason = next((line for line in lines if line.split(":")[0].endswith("Error")), lines[0])
+        raise DataError(
+            f"{checkpoint}: does not fit this model ({reason[:300]}); its own configuration is in "
+            f"{checkpoint / 'config.yaml'}"
+        ) from error
     return loaded
