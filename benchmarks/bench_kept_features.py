@@ -2,6 +2,7 @@
 
   python benchmarks/bench_kept_features.py [--preset tiny] [--image-size N] [--layers N] [--width N] [--runs 9] [--json FILE]
 
+CPU seconds of the process, so that a machine with other work changes them little; waits for a disk are not in them.
 Captioned pictures alone, JPEGs of --source pixels a side; one rank, one thread, fp32, micro-batches made in the rank itself
 (loader.workers 0), so that a step's time is all of it. Both runs begin with the same weights and see the same documents;
 their losses are compared before any timing and agree to 1e-2, or the benchmark ends. --layers and --width are the encoder's.
@@ -17,6 +18,7 @@ os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 import contextlib
 import io
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +105,7 @@ def main() -> None:
             losses = [step(run) for run in runs.values()]
             if abs(losses[0] - losses[1]) > 1e-2:
                 raise SystemExit(f"step {number}: losses are {losses}: the features are not those of the encoder")
-        timings = measure({name: lambda run=run: step(run) for name, run in runs.items()}, args.runs)
+        timings = measure({name: lambda run=run: step(run) for name, run in runs.items()}, args.runs, time.process_time)
         model = encoding.model
         shown = f"{model.vision.num_layers} layers of {model.vision.hidden_size}, {model.vision.image_size} px"
         each = known["bytes"] / known["encoded"]

@@ -80,7 +80,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         first, ranks = os.environ.get("RANK", "0") == "0", world_size_from_environment()
         # on a terminal a bar, in a log a line now and then
-        bars = {"unit": " pictures", "disable": not first, "mininterval": 0.1 if sys.stderr.isatty() else 30.0}
+        bars: dict[str, Any] = {
+            "unit": " pictures",
+            "disable": not first,
+            "mininterval": 0.1 if sys.stderr.isatty() else 30.0,
+        }
         with tqdm(desc="reading", **bars) as bar:
             encoding = FeatureEncoding(request, bar.update)
         what = "encoding" if ranks == 1 else f"encoding, rank 0 of {ranks}"
