@@ -8,6 +8,7 @@ argument, not for its version: a release between the two is like one or the othe
 from __future__ import annotations
 
 import inspect
+import logging
 from functools import partial
 from typing import Any
 
@@ -35,3 +36,24 @@ def mlp_spec(submodules: MLPSubmodules) -> Any:
     if hasattr(MLP, "as_mlp_submodule"):
         return partial(MLP.as_mlp_submodule, submodules=submodules)
     return ModuleSpec(module=MLP, submodules=submodules)
+
+
+#: what 0.19 warns of at every run, though it is right here: where it comes from, words of it
+_NOTICES = {
+    "megatron.core.dist_checkpointing.strategies.torch": "MCore's async save is deprecated",  # its plan alone is used
+    "megatron.core.dist_checkpointing.strategies.common": "load_common is deprecated",  # 0.16 reads nothing but common.pt
+    "megatron.core.distributed.distributed_data_parallel": "full_param_layout not provided",  # the layout is its own then
+}
+
+
+class _Without(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self.name not in str(record.msg)
+
+
+def quiet_notices() -> None:
+    """Leave out warnings of megatron-core that a user can do nothing about. Idempotent."""
+    for source, words in _NOTICES.items():
+        logger = logging.getLogger(source)
+        if not any(isinstance(known, _Without) for known in logger.filters):
+            logger.addFilter(_Without(words))

@@ -53,6 +53,16 @@ def test_resumed_bits_equal_the_uninterrupted_run(stopped_at: int, data: Path, t
             assert np.array_equal(rest[rank][1][name], value), name
 
 
+@pytest.mark.parametrize("distributed", [True, False])
+def test_a_run_goes_on_at_another_learning_rate(distributed: bool, data: Path, tmp_path: Path) -> None:
+    """megatron-core 0.19 knows the groups of a checkpoint by their learning rates, which are the run's own here."""
+    layout = {"use_distributed_optimizer": distributed}
+    folder = {"logging.directory": tmp_path}
+    run_ranks(1, _steps_and_save, configuration(data, layout, **folder), 1)
+    other = {**folder, "checkpoint.resume": "auto", "schedule.lr": 1e-4, "schedule.min_lr": 1e-5}
+    assert run_ranks(1, steps, configuration(data, layout, **other), 1)[0][0]["loss"] > 0
+
+
 @pytest.mark.parametrize("target", [PP2, {**PP2, "virtual_pipeline_model_parallel_size": 2}, {}])
 def test_tp2_checkpoint_goes_on_elsewhere(target: dict[str, Any], data: Path, tmp_path: Path) -> None:
     """TP2 x PP1 saved at step 3; its losses of steps 3 and 4 in another layout (DP2 for {}), to 1e-5."""

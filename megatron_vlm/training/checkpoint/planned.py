@@ -31,6 +31,7 @@ from megatron_vlm.training.checkpoint.containers import Containers
 from megatron_vlm.training.checkpoint.shared_memory import MemoryFile, SharedMemory
 
 _BACKEND = ("torch_dist", 1)
+_FILES = 2  # of a rank, as megatron-core 0.16 has it; 0.19 would make one
 _ENTRY_BYTES = 4096  # more than what a tensor's container takes beside its values
 
 
@@ -53,7 +54,7 @@ class _ShardedPart(TorchDistSaveShardedStrategy):
     without leaving the other ranks in a collective."""
 
     def __init__(self) -> None:
-        super().__init__(*_BACKEND)
+        super().__init__(*_BACKEND, thread_count=_FILES)
         self.writer: filesystem_async.FileSystemWriterAsync
         self.metadata: Metadata | None = None
 
