@@ -42,6 +42,7 @@ def mlp_spec(submodules: MLPSubmodules) -> Any:
 _NOTICES = {
     "megatron.core.dist_checkpointing.strategies.torch": "MCore's async save is deprecated",  # its plan alone is used
     "megatron.core.dist_checkpointing.strategies.common": "load_common is deprecated",  # 0.16 reads nothing but common.pt
+    "megatron.core.models.gpt.gpt_model": "GPTModel IS DEPRECATED",  # what comes after it is not in 0.16
     "megatron.core.distributed.distributed_data_parallel": "full_param_layout not provided",  # the layout is its own then
 }
 
