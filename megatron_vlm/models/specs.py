@@ -15,7 +15,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -35,6 +35,7 @@ from megatron_vlm.models.host_layers import (
 from megatron_vlm.models.layer_scale import LayerScaleAdd
 from megatron_vlm.models.norm_after import NormedAdd
 from megatron_vlm.models.parallel_residual import ParallelResidualLayer
+from megatron_vlm.parallel.core_release import mlp_spec
 
 _HOST_NORMS: dict[str, Any] = {
     "rmsnorm": HostRMSNorm,
@@ -127,10 +128,7 @@ def vision_block_spec(
                 ),
                 self_attn_bda=get_bias_dropout_add,
                 pre_mlp_layernorm=HostLayerNorm,
-                mlp=ModuleSpec(
-                    module=MLP,
-                    submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
-                ),
+                mlp=mlp_spec(MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)),
                 mlp_bda=get_bias_dropout_add,
             ),
         )

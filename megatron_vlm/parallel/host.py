@@ -28,8 +28,11 @@ from megatron_vlm.parallel.host_adam import HostFusedAdam
 _CPU = torch.device("cpu")
 _installed = False
 
-#: megatron-core releases whose CUDA sites were read and covered by the table below (tests/parallel/test_host.py)
-COVERED_RELEASES = ("0.16.1",)
+#: megatron-core releases whose CUDA sites were read and covered by the table below (tests/parallel/test_host.py).
+#: What 0.19.2 names and 0.16.1 does not is all out of our way: `torch.cuda.device` in Mamba's kernels and FSDP's experiment,
+#: `_sleep` in CUDA graphs, `is_current_stream_capturing` in mixture of experts, `is_initialized` in audio models,
+#: `memory_snapshot`, `device_memory_used` and `cudart` in the inference engine
+COVERED_RELEASES = ("0.16.1", "0.19.2")
 
 
 class _NullStream:
@@ -112,6 +115,13 @@ def _require(module: ModuleType, *names: str) -> ModuleType:
     return module
 
 
+@torch.no_grad()
+def _copy_storage(target: torch.Tensor, source: torch.Tensor) -> None:
+    memory = source.untyped_storage()
+    target.untyped_storage().resize_(memory.size())
+    target.untyped_storage().copy_(memory)
+
+
 def _patch_rng() -> None:
     """The tracker of model-parallel RNG states reads and writes the generator of a CUDA device by private helpers."""
     random = _require(
@@ -128,6 +138,10 @@ def _patch_rng() -> None:
         )
         random.activation_recompute_forward = lambda **k: contextlib.nullcontext()  # type: ignore[attr-defined]
         random.fp8_autocast = lambda **k: contextlib.nullcontext()  # type: ignore[attr-defined]
+    if hasattr(random, "_share_storage_ext"):
+        # 0.19 gives a recomputed activation's memory to the one that it stands for by a C++ extension, compiled at the first
+        # use; 0.16 copies it, which needs no compiler
+        _require(random, "_get_share_storage")._get_share_storage = lambda: _copy_storage  # type: ignore[attr-defined]
 
 
 def _patch_optimizer() -> None:
@@ -157,13 +171,11 @@ def _patch_checkpoint_writer() -> None:
     writer = _require(
         importlib.import_module("megatron.core.dist_checkpointing.strategies.filesystem_async"),
         "_results_queue",
-        "_get_write_results_queue",
         "HAVE_PSUTIL",
     )
     if not writer.HAVE_PSUTIL:
         raise UserError("checkpoints need psutil (without it megatron-core's save hangs): pip install psutil")
-    results: queue.Queue[Any] = queue.Queue()
-    writer._get_write_results_queue = lambda: results  # type: ignore[attr-defined]
+    writer._results_queue = queue.Queue()  # type: ignore[attr-defined]  # made where it is None
 
 
 def install() -> None:

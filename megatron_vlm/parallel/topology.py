@@ -70,6 +70,9 @@ def initialize(parallel: ParallelConfig, seed: int) -> Topology:
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
+    from megatron_vlm.parallel.core_release import quiet_notices
+
+    quiet_notices()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device_type == "cuda":
         torch.cuda.set_device(local_rank)

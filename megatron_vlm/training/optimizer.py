@@ -101,8 +101,17 @@ class Optimizer:
         return self.core.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
 
     def load_state_dict(self, state: Any) -> None:
+        # megatron-core finds a saved group by its multipliers, which several of ours share; 0.19 by learning rates too, which
+        # a run may change and nothing reads here. Groups come in the same order at save and load: number them
+        saved = state.get("optimizer", state).get("param_groups", [])
+        for group in saved:
+            group.update(max_lr=self.config.schedule.lr, min_lr=self.config.schedule.min_lr)
+        if len(saved) == len(self.groups):
+            for number, (group, own) in enumerate(zip(saved, self.groups, strict=True)):
+                own["lr_mult"] = group["lr_mult"] = number
+                group["wd_mult"] = own["wd_mult"]
         self.core.load_state_dict(state)
-        # megatron-core finds groups by (wd_mult, lr_mult) alone, which ours can share: give each its own keys back
+        # each its own keys back
         for group, own in zip(self.groups, self._own_keys, strict=True):
             group.update(own)
 

@@ -41,16 +41,31 @@ def _spans(config: Any) -> list[Any]:
     return [[(s.source, s.document, s.start, s.length) for s in pack] for pack in plan.packs]
 
 
-@pytest.mark.parametrize("stopped_at", [1, 2, 3])  # before, at and after the border where pictures enter
-def test_resumed_bits_equal_the_uninterrupted_run(stopped_at: int, data: Path, tmp_path: Path) -> None:
-    whole = run_ranks(2, _rest, configuration(data, **{"logging.directory": tmp_path / "whole"}), 5)
+@pytest.mark.parametrize(
+    ("stopped_at", "layout"),  # before, at and after the border where pictures enter
+    [(1, {}), (2, {}), (3, {}), (3, {"use_distributed_optimizer": False})],
+)
+def test_resumed_bits_equal_the_uninterrupted_run(
+    stopped_at: int, layout: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    whole = run_ranks(2, _rest, configuration(data, layout, **{"logging.directory": tmp_path / "whole"}), 5)
     folder = {"logging.directory": tmp_path / "cut"}
-    first = run_ranks(2, _steps_and_save, configuration(data, **folder), stopped_at)
-    rest = run_ranks(2, _rest, configuration(data, **folder, **{"checkpoint.resume": "auto"}), 5 - stopped_at)
+    first = run_ranks(2, _steps_and_save, configuration(data, layout, **folder), stopped_at)
+    rest = run_ranks(2, _rest, configuration(data, layout, **folder, **{"checkpoint.resume": "auto"}), 5 - stopped_at)
     for rank in range(2):
         assert first[rank][0] + rest[rank][0] == whole[rank][0]
         for name, value in whole[rank][1].items():
             assert np.array_equal(rest[rank][1][name], value), name
+
+
+@pytest.mark.parametrize("distributed", [True, False])
+def test_a_run_goes_on_at_another_learning_rate(distributed: bool, data: Path, tmp_path: Path) -> None:
+    """megatron-core 0.19 knows the groups of a checkpoint by their learning rates, which are the run's own here."""
+    layout = {"use_distributed_optimizer": distributed}
+    folder = {"logging.directory": tmp_path}
+    run_ranks(1, _steps_and_save, configuration(data, layout, **folder), 1)
+    other = {**folder, "checkpoint.resume": "auto", "schedule.lr": 1e-4, "schedule.min_lr": 1e-5}
+    assert run_ranks(1, steps, configuration(data, layout, **other), 1)[0][0]["loss"] > 0
 
 
 @pytest.mark.parametrize("target", [PP2, {**PP2, "virtual_pipeline_model_parallel_size": 2}, {}])

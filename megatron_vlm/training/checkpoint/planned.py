@@ -10,48 +10,43 @@ from __future__ import annotations
 import io
 import os
 import queue
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
+import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.dist_checkpointing.strategies.base import (
-    StrategyAction,
-    get_default_strategy,
-    register_default_strategy,
-)
-from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.storage import WriteResult
 
+from megatron_vlm.parallel.core_release import sharded_save_options
 from megatron_vlm.training.checkpoint.checksums import FileChecksum, checksum_of
 from megatron_vlm.training.checkpoint.containers import Containers
 from megatron_vlm.training.checkpoint.shared_memory import MemoryFile, SharedMemory
 
 _BACKEND = ("torch_dist", 1)
+_FILES = 2  # of a rank, as megatron-core 0.16 has it; 0.19 would make one
 _ENTRY_BYTES = 4096  # more than what a tensor's container takes beside its values
 
 
-class _CommonPart(TorchCommonSaveStrategy):
-    """Rank 0 alone writes common.pt, between two collectives: an error is kept, or the other ranks would wait for ever."""
+def _write_common(common: dict[str, Any], folder: Path) -> str | None:
+    """What is not sharded, by rank 0, as common.pt: every line of megatron-core reads it there, and 0.16 nowhere else.
 
-    def __init__(self) -> None:
-        super().__init__("torch", 1)
-        self.error: Exception | None = None
-
-    def save_common(self, common_state_dict: Any, checkpoint_dir: str | Path) -> None:
-        try:
-            super().save_common(common_state_dict, checkpoint_dir)
-        except (OSError, RuntimeError) as error:
-            self.error = error
+    Collectives come after it: what went wrong is returned, or the other ranks would wait for ever.
+    """
+    if dist.get_rank():
+        return None
+    try:
+        torch.save(common, folder / "common.pt")
+    except (OSError, RuntimeError) as error:
+        return str(error)
+    return None
 
 
 class _ShardedPart(TorchDistSaveShardedStrategy):
@@ -59,24 +54,13 @@ class _ShardedPart(TorchDistSaveShardedStrategy):
     without leaving the other ranks in a collective."""
 
     def __init__(self) -> None:
-        super().__init__(*_BACKEND)
+        super().__init__(*_BACKEND, thread_count=_FILES)
         self.writer: filesystem_async.FileSystemWriterAsync
         self.metadata: Metadata | None = None
 
-    def _get_save_and_finalize_callbacks(self, writer: Any, save_state_dict_ret: Any) -> Any:
+    def _get_save_and_finalize_callbacks(self, writer: Any, save_state_dict_ret: Any, *strategy: Any) -> Any:
         self.writer, self.metadata = writer, save_state_dict_ret[1]
-        return super()._get_save_and_finalize_callbacks(writer, save_state_dict_ret)
-
-
-@contextmanager
-def _common_part() -> Iterator[_CommonPart]:
-    """Inside, the common part is saved by ours: `dist_checkpointing.save` takes no other than the registered one."""
-    before, ours = get_default_strategy(StrategyAction.SAVE_COMMON, "torch", 1), _CommonPart()
-    register_default_strategy(StrategyAction.SAVE_COMMON, "torch", 1, ours)
-    try:
-        yield ours
-    finally:
-        register_default_strategy(StrategyAction.SAVE_COMMON, "torch", 1, before)
+        return super()._get_save_and_finalize_callbacks(writer, save_state_dict_ret, *strategy)
 
 
 def _as_whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -113,17 +97,11 @@ class PlannedSave:
         # the queue of megatron-core's forked writers comes from a process that is spawned for it; none is used here
         if filesystem_async._results_queue is None:
             filesystem_async._results_queue = queue.Queue()
+        # the steps of `dist_checkpointing.save`, which has no place for a common part that cannot be written
+        tensors, common = save_preprocess({**_without_views(state), "content_metadata": content_metadata}, validate)
+        self.folder, self.error = folder, _write_common(common, folder)
         sharded = _ShardedPart()
-        with _common_part() as common:
-            dist_checkpointing.save(
-                _without_views(state),
-                str(folder),
-                sharded_strategy=sharded,
-                validate_access_integrity=validate,
-                async_sharded_save=True,
-                content_metadata=content_metadata,
-            )
-        self.folder, self.error = folder, None if common.error is None else str(common.error)
+        sharded.async_save(tensors, str(folder), **sharded_save_options())
         self.results: list[WriteResult] = []
         self._writer, self._metadata = sharded.writer, sharded.metadata
 
