@@ -4,7 +4,7 @@
   megatron-vlm convert import --from llava-1.5-7b-hf/ --to runs/start --dry-run                 show the mapping first
   megatron-vlm train --config runs/start/checkpoints/step-00000000/config.yaml --checkpoint.start_from runs/start ...
   megatron-vlm convert export runs/first --to exported/                                         the newest checkpoint
-  megatron-vlm convert export runs/first/checkpoints/step-00001200 --to exported/ --part language --family llama
+  megatron-vlm convert export runs/first/checkpoints/step-00001200 --to exported/ --part language --family qwen3
   megatron-vlm convert export runs/lora --to adapter/ --part adapter                            low-rank updates, for peft
 
 `import` derives the model's configuration from the folder's config.json, lays it on --preset or --config, and writes a
