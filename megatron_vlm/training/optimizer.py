@@ -101,7 +101,7 @@ class Optimizer:
         return self.core.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
 
     def load_state_dict(self, state: Any) -> None:
-        # megatron-core finds a saved group by its multipliers, which several of ours share; 0.19 by learning rates too, which
+        # megatron-core finds a saved group by its multipliers, which several of ours share; 0.19 by learning rates too, that
         # a run may change and nothing reads here. Groups come in the same order at save and load: number them
         saved = state.get("optimizer", state).get("param_groups", [])
         for group in saved:
