@@ -4,7 +4,8 @@
 
 A cell is the mean over seeds. `±` is half a 95 % interval of such a mean: seeds of one point differ by a standard deviation
 that is taken to be the same at every point, estimated from all of them (a degree of freedom for each pair), and Student's t.
-It holds the noise of training, not that of which questions were asked: those are the same for every run.
+It holds the noise of training, not that of which questions were asked: those are the same for every run. `slope` is what a
+straight line through all runs rises from an introduction at 0 to one at 100 %, with its 95 % interval.
 """
 
 from __future__ import annotations
@@ -42,6 +43,25 @@ def half_interval(groups: Iterable[Sequence[float]]) -> float | None:
     return _T95.get(free, 2.1) * math.sqrt(squares / free) / math.sqrt(min(len(group) for group in groups))
 
 
+def trend(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """Slope of the least-squares line through (introduction, value) of every run, and half its 95 % interval; None for fewer
+    than three runs or one introduction point.
+
+    >>> slope, half = trend([(0.0, 0.0), (0.5, 0.6), (1.0, 1.0)])
+    >>> round(slope, 3), round(half, 3)  # residuals -1/30, 2/30, -1/30: 12.706 * sqrt(6/900 / 0.5)
+    (1.0, 1.467)
+    """
+    count = len(points)
+    middle = sum(x for x, _ in points) / count if count else 0.0
+    spread = sum((x - middle) ** 2 for x, _ in points)
+    if count < 3 or not spread:
+        return None
+    height = sum(y for _, y in points) / count
+    slope = sum((x - middle) * y for x, y in points) / spread
+    squares = sum((y - height - slope * (x - middle)) ** 2 for x, y in points)
+    return slope, _T95.get(count - 2, 2.1) * math.sqrt(squares / (count - 2) / spread)
+
+
 def _by_point(results: Sequence[Result], value: Value) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for result in results:
@@ -63,13 +83,15 @@ def _row(name: str, results: Sequence[Result], value: Value, digits: int, scale:
     at = [points.get(share) for share in _shares(results)]
     cells = ["" if v is None else f"{scale * sum(v) / len(v):.{digits}f}" for v in at]
     half = half_interval(points.values())
-    return f"| {name} | {' | '.join(cells)} | {'' if half is None else f'±{scale * half:.{digits}f}'} |"
+    found = trend([(float(share), value) for share, values in points.items() for value in values])
+    last = "" if found is None else f"{scale * found[0]:+.{digits}f} ± {scale * found[1]:.{digits}f}"
+    return f"| {name} | {' | '.join(cells)} | {'' if half is None else f'±{scale * half:.{digits}f}'} | {last} |"
 
 
 def _table(results: Sequence[Result], rows: Iterable[str | None]) -> Iterator[str]:
     shares = _shares(results)
-    yield f"| | {' | '.join(f'{float(share):.0%}' for share in shares)} | |"
-    yield f"|---|{'---|' * len(shares)}---|"
+    yield f"| | {' | '.join(f'{float(share):.0%}' for share in shares)} | ± | slope |"
+    yield f"|---|{'---|' * len(shares)}---|---|"
     yield from (row for row in rows if row is not None)
     yield ""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -70,13 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.overrides = rest
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"megatron-vlm {args.verb}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"megatron-vlm {args.verb}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the output goes to something like head, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain again at its end
+        return 141
 
 
 if __name__ == "__main__":

@@ -123,3 +123,12 @@ def test_an_interrupt_exits_130(greet, capsys):
     greet.run = run
     assert cli.main(["greet", "Ada"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    process = subprocess.Popen(
+        [*COMMAND, "config", "--preset", "vlm_1b"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()  # as head does after its lines
+    said = process.stderr.read()
+    assert (process.wait(), said) == (141, "")

@@ -27,6 +27,7 @@ PAGES = (
     "docs/concepts.md",
     "docs/migration.md",
     "docs/study.md",
+    "docs/mini-study/index.md",
     "docs/pictures.md",
     "docs/gpu.md",
     "docs/deployment.md",

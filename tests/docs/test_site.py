@@ -29,7 +29,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_page_is_in_the_menu_and_built(site: Path) -> None:
     menu = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
     named = [page for entry in menu for page in ([entry] if isinstance(entry, str) else next(iter(entry.values())))]
-    pages = {path.name for path in ROOT.glob("docs/*.md")}
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")}
     assert set(named) == pages
     assert len(named) == len(pages)
     for page in pages:
