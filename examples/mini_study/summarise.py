@@ -142,15 +142,18 @@ def _policies(results: Sequence[Result], losses: Sequence[str], gaps: Sequence[s
     for result in results:
         key = str(result.leaf.point.value("introduction")), str(result.leaf.point.value("seed"))
         of.setdefault(key, {})[str(result.leaf.point.value("lr_policy"))] = result
-    names = [f"loss {n}" for n in losses] + [f"gap {n}" for n in gaps] + ["stable vision", "stable text"]
+    stable = ["stable vision", "stable text"]
+    names = [f"loss {n}" for n in losses] + [f"gap {n}" for n in gaps] + stable
+    head = [f"{name}, before" for name in names] + [f"{name}, after" for name in stable]
     yield "### Learning-rate policy at the branch"
-    yield "| introduction, seed | policy | " + " | ".join(f"{name}, before" for name in names) + " |"
-    yield "|---|---|" + "---|" * len(names)
+    yield f"| introduction, seed | policy | {' | '.join(head)} |"
+    yield "|---|---|" + "---|" * len(head)
     for (share, seed), by in of.items():
         if len(by) < 2:
             continue
         for policy, result in by.items():
-            yield f"| {float(share):.0%}, {seed} | {policy} | " + " | ".join(_cells(result.before, names)) + " |"
+            cells = [*_cells(result.before, names), *_cells(result.after, stable)]
+            yield f"| {float(share):.0%}, {seed} | {policy} | {' | '.join(cells)} |"
 
 
 def _cells(measures: Measures | None, names: Sequence[str]) -> Iterator[str]:

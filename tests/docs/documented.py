@@ -63,6 +63,7 @@ NOT_RUN: dict[str, tuple[str, ...]] = {
         r"megatron-vlm train --preset vlm_1b",
     ),
     "measures: minutes": (r"OMP_NUM_THREADS=1 .*benchmarks/",),
+    "reads a finished study": (r"python examples/mini_study/summarise\.py",),
     "runs tests": (r"python -m pytest tests/",),
 }
 
