@@ -191,7 +191,8 @@ def test_the_study_asks_for_every_point_under_two_policies_and_seeds() -> None:
     made = [*raw["base"]["data"]["sources"].values(), *raw["base"]["data"]["validation"].values()]
     script = (HERE / "run.sh").read_text(encoding="utf-8")
     for prefix in made:
-        assert f" {Path(prefix).name} --input" in script, prefix
+        name = Path(prefix).name
+        assert f" {name} --input" in script or f'--output "$made/{name}"' in script, prefix
 
 
 def test_a_missing_package_is_named(mini: Any, tmp_path: Path) -> None:
