@@ -34,7 +34,6 @@ def _positive(config: RunConfig) -> Iterator[str]:
         "model.vision": (
             "image_size",
             "patch_size",
-            "num_layers",
             "hidden_size",
             "num_attention_heads",
             "ffn_hidden_size",
@@ -149,7 +148,9 @@ def _encoder(where: str, vision: VisionConfig) -> Iterator[str]:
         )
     if vision.register_tokens and vision.kind != "dinov2":
         yield f"{where}.register_tokens: only dinov2 has register tokens, kind is {vision.kind}; set it to 0"
-    if not 0 <= vision.skip_last_layers < vision.num_layers:
+    if vision.num_layers < 0:
+        yield f"{where}.num_layers: {vision.num_layers} must be at least 0 (0: patches go to the projector as embedded)"
+    elif not 0 <= vision.skip_last_layers < max(1, vision.num_layers):
         yield (
             f"{where}.skip_last_layers: {vision.skip_last_layers} must be from 0 to {vision.num_layers - 1} "
             f"with {vision.num_layers} layers"

@@ -91,6 +91,7 @@ class VisionConfig:
     kind: Literal["siglip", "clip", "dinov2"] = "siglip"
     image_size: int = 64
     patch_size: int = 8
+    #: 0: no encoder beyond the embedding of patches, which go to the projector raw
     num_layers: int = 4
     hidden_size: int = 128
     num_attention_heads: int = 4
