@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from megatron_vlm.study.drawing import spread  # noqa: E402
 from megatron_vlm.study.folder import StudyFolder  # noqa: E402
 from megatron_vlm.study.results import Measures, Result, read_results, value_of  # noqa: E402
 from megatron_vlm.study.segments import study_graph  # noqa: E402
@@ -62,22 +63,13 @@ def trend(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
     return slope, _T95.get(count - 2, 2.1) * math.sqrt(squares / (count - 2) / spread)
 
 
-def _by_point(results: Sequence[Result], value: Value) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for result in results:
-        number = value(result)
-        if number is not None:
-            found.setdefault(str(result.leaf.point.value("introduction")), []).append(number)
-    return dict(sorted(found.items(), key=lambda item: float(item[0])))
-
-
 def _shares(results: Sequence[Result]) -> list[str]:
     return sorted({str(r.leaf.point.value("introduction")) for r in results}, key=float)
 
 
 def _row(name: str, results: Sequence[Result], value: Value, digits: int, scale: float = 1.0) -> str | None:
     """None where no point has the value; a point that is not measured yet has an empty cell."""
-    points = _by_point(results, value)
+    points = dict(spread(results, "introduction", value))
     if not points:
         return None
     at = [points.get(share) for share in _shares(results)]

@@ -21,13 +21,10 @@ from megatron_vlm.data import atomic_file
 from megatron_vlm.data.byte_copy import ByteCopier
 from megatron_vlm.data.checksums import describe_checksums, file_digests
 from megatron_vlm.data.indexed_format import (
-    CODE_OF_DTYPE,
-    HEADER,
     IMAGE_MODE,
-    MAGIC,
-    VERSION,
     IndexedPaths,
     dataset_paths,
+    index_header,
 )
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.indexed_writer import refuse_foreign_metadata
@@ -194,7 +191,7 @@ def _byte_runs(reader: IndexedReader, sequences: npt.NDArray[np.int64]) -> Itera
 def _write_index(index: BinaryIO, selections: Sequence[Selection], counts: CopyCounts) -> None:
     dtype = selections[0].reader.dtype
     multimodal = any(selection.reader.multimodal for selection in selections)
-    index.write(HEADER.pack(MAGIC, VERSION, CODE_OF_DTYPE[dtype], counts.sequences, counts.documents + 1))
+    index.write(index_header(dtype, counts.sequences, counts.documents))
 
     def each() -> Iterator[tuple[IndexedReader, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         for selection in selections:

@@ -78,6 +78,11 @@ def dataset_paths(prefix: Path | str) -> IndexedPaths:
     return IndexedPaths(*(prefix.with_name(prefix.name + suffix) for suffix in suffixes))
 
 
+def index_header(dtype: npt.DTypeLike, sequences: int, documents: int) -> bytes:
+    """What an index begins with. `dtype` is one of those that the format has a code for."""
+    return HEADER.pack(MAGIC, VERSION, CODE_OF_DTYPE[np.dtype(dtype)], sequences, documents + 1)
+
+
 def index_size(sequences: int, document_entries: int, multimodal: bool) -> int:
     """Size in bytes of an .idx with `sequences` sequences and `document_entries` = D + 1 index entries."""
     return HEADER.size + 12 * sequences + 8 * document_entries + (sequences if multimodal else 0)

@@ -17,14 +17,11 @@ from megatron_vlm.data.checksums import describe_checksums
 from megatron_vlm.data.disk_column import DiskColumn
 from megatron_vlm.data.hashed_file import HashedFile
 from megatron_vlm.data.indexed_format import (
-    CODE_OF_DTYPE,
-    HEADER,
     IMAGE_MODE,
-    MAGIC,
     TEXT_MODE,
-    VERSION,
     dataset_paths,
     encode_image_record,
+    index_header,
     supported_dtype,
 )
 from megatron_vlm.data.sequence_facts import FactsWriter
@@ -294,7 +291,7 @@ class IndexedWriter:
         """Write the .idx aside; the hashes of its blocks."""
         with HashedFile(atomic_file.partial_path(self._paths.index)) as index:
             write = index.write
-            write(HEADER.pack(MAGIC, VERSION, CODE_OF_DTYPE[self.dtype], self.sequences, self.documents + 1))
+            write(index_header(self.dtype, self.sequences, self.documents))
             for block in self._lengths.blocks():
                 write(block.tobytes())
             pointer = 0

@@ -22,6 +22,11 @@ def held_at_zero(name: str, language: LanguageConfig) -> bool:
     return gain_only and name.startswith("language_model.") and name.endswith(("norm_bias", "norm.bias"))
 
 
+def is_extra_state(name: str) -> bool:
+    """Transformer Engine's FP8 scales, by the name in a module's `state_dict`."""
+    return name.endswith("_extra_state")
+
+
 def left_out(name: str, language: LanguageConfig) -> bool:
     """Whether a checkpoint is without this entry of the model's state.
 
@@ -31,4 +36,4 @@ def left_out(name: str, language: LanguageConfig) -> bool:
     Args:
         name: in the model's `state_dict`.
     """
-    return held_at_zero(name, language) or name.endswith("_extra_state")
+    return held_at_zero(name, language) or is_extra_state(name)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from megatron_vlm.config.model import GATED, ModelConfig
+from megatron_vlm.config.model import GATED, LanguageConfig, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class Forward:
         )
 
 
+def mlp_forward(language: LanguageConfig, positions: int) -> int:
+    """The feed-forward matrices of one language layer."""
+    return 2 * positions * language.hidden_size * language.ffn_width * (3 if language.gated else 2)
+
+
 def language_forward(model: ModelConfig, vocab_size: int, positions: int, lengths: Iterable[int]) -> Forward:
     """Language blocks and the output layer; `model.language.num_layers` and `vocab_size` may be those of a part."""
     language = model.language
@@ -68,8 +73,7 @@ def language_forward(model: ModelConfig, vocab_size: int, positions: int, length
     out = 2 * positions * heads * head * hidden
     pairs = sum(n * (n + 1) // 2 for n in lengths)  # query-key pairs that a causal document has
     attention = 2 * 2 * pairs * heads * head  # scores, and the weighted sum of values
-    up = 2 if language.gated else 1
-    mlp = 2 * positions * hidden * language.ffn_width * (up + 1)
+    mlp = mlp_forward(language, positions)
     output = 2 * positions * hidden * vocab_size
     # the embedding learns with the rest and costs no product, so that no matrix is the first that learns
     return Forward(0, language.num_layers * (qkv + out + mlp) + output, language.num_layers * attention)

@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from megatron_vlm.config.model import ModelConfig
-from megatron_vlm.planning.flops import BatchShape, Forward, language_forward, vision_forward
+from megatron_vlm.planning.flops import BatchShape, Forward, language_forward, mlp_forward, vision_forward
 from megatron_vlm.planning.layout import Layout
 
 
 def layers_again(layout: Layout, layers: int) -> int:
-    """Of a pipeline chunk's language layers, those that are computed again whole."""
-    if layout.recompute != "full":
-        return 0
-    return min(layers, layout.recompute_layers) if layout.recompute_method == "block" else layers
+    """Of a pipeline chunk's language layers, those that may compute something again (`layer_again` says what): all, or the
+    first ones of a block."""
+    blocks = layout.recompute == "full" and layout.recompute_method == "block"
+    return min(layers, layout.recompute_layers) if blocks else layers
 
 
 def layer_again(model: ModelConfig, layout: Layout, positions: int, lengths: Iterable[int]) -> Forward:
@@ -24,9 +24,8 @@ def layer_again(model: ModelConfig, layout: Layout, positions: int, lengths: Ite
     if layout.recompute == "full":
         return whole
     modules = layout.recompute_modules if layout.recompute == "selective" else ()
-    language = model.language
-    mlp = 2 * positions * language.hidden_size * language.ffn_width * (3 if language.gated else 2)
-    return Forward(0, mlp * ("mlp" in modules), whole.attention * ("core_attn" in modules))
+    matrices = mlp_forward(model.language, positions) if "mlp" in modules else 0
+    return Forward(0, matrices, whole.attention if "core_attn" in modules else 0)
 
 
 def recomputed_flops(model: ModelConfig, batch: BatchShape, layout: Layout, frozen: Iterable[str] = ()) -> int:
@@ -42,9 +41,7 @@ def recomputed_flops(model: ModelConfig, batch: BatchShape, layout: Layout, froz
         again += encoder.matrices + encoder.attention
     if "language" in frozen and not vision_learns and (batch.pictures == 0 or "projector" in frozen):
         return again
-    count = model.language.num_layers
-    if layout.recompute == "full":
-        count = sum(layers_again(layout, chunk) for stage in layout.layers(count) for chunk in stage)
+    count = sum(layers_again(layout, chunk) for stage in layout.layers(model.language.num_layers) for chunk in stage)
     return again + count * layer_again(model, layout, batch.positions, batch.document_lengths).total
 
 

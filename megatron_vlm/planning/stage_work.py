@@ -135,12 +135,8 @@ def pipeline_work(
     learns = "language" not in frozen
     layer_forward, layer_backward, again = _layer(config, layout, shape, lengths, clock, learns, below, kernels)
     chunks = layout.layers(config.model.language.num_layers)
-    whole = layout.recompute == "full"
     forward = [[layer_forward * count for count in stage] for stage in chunks]
-    backward = [
-        [layer_backward * count + again * (layers_again(layout, count) if whole else count) for count in stage]
-        for stage in chunks
-    ]
+    backward = [[layer_backward * count + again * layers_again(layout, count) for count in stage] for stage in chunks]
     head_forward, head_backward = _head(config, vocab_size, layout, positions, clock, learns, below)
     forward[-1][-1] += head_forward
     backward[-1][-1] += head_backward

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from megatron_vlm.study.results import Result
+from megatron_vlm.study.results import Result, value_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: told apart without colours by lightness, and by their markers
-COLOURS = ("#1f4e79", "#e07b39", "#74a57f", "#6a4c93", "#c9a227", "#7fb3d5", "#8c564b", "#555555")
-MARKERS = "osD^vPX*"
+_COLOURS = ("#1f4e79", "#e07b39", "#74a57f", "#6a4c93", "#c9a227", "#7fb3d5", "#8c564b", "#555555")
+_MARKERS = "osD^vPX*"
 _MOST_LINES = 6
 
 
@@ -56,6 +56,12 @@ def spread(results: Sequence[Result], axis: str, value: Callable[[Result], float
     return sorted(found.items(), key=lambda item: _place(item[0]))
 
 
+def means_in_words(results: Sequence[Result], axis: str, measure: str, digits: int) -> str:
+    """The mean of a measure over seeds at each value of the axis, for those who do not see the figure."""
+    points = spread(results, axis, lambda r: value_of(r.best_known, measure))
+    return ", ".join(f"{name} {sum(values) / len(values):.{digits}g}" for name, values in points)
+
+
 def draw_line(
     panel: Axes, results: Sequence[Result], axis: str, value: Callable[[Result], float | None], label: str, number: int
 ) -> None:
@@ -68,8 +74,8 @@ def draw_line(
     below = [mean - min(values) for mean, (_, values) in zip(means, points, strict=True)]
     above = [max(values) - mean for mean, (_, values) in zip(means, points, strict=True)]
     panel.errorbar(
-        xs, means, yerr=[below, above], label=label, color=COLOURS[number % len(COLOURS)],
-        marker=MARKERS[number % len(MARKERS)], capsize=3, linewidth=1.6,
+        xs, means, yerr=[below, above], label=label, color=shade(number), marker=mark(number),
+        capsize=3, linewidth=1.6,
     )  # fmt: skip
     if not numeric:
         panel.set_xticks(xs, [name for name, _ in points])
@@ -88,7 +94,11 @@ def _place(name: str) -> float:
 
 
 def shade(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
+    return _COLOURS[number % len(_COLOURS)]
+
+
+def mark(number: int) -> str:
+    return _MARKERS[number % len(_MARKERS)]
 
 
 def label_of(result: Result) -> str:

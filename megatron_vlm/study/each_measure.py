@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from megatron_vlm.study.drawing import COLOURS, MARKERS, Picture, axis_label, lines_of, make_figures, reading, spread
+from megatron_vlm.study.drawing import (
+    Picture,
+    axis_label,
+    lines_of,
+    make_figures,
+    mark,
+    means_in_words,
+    reading,
+    shade,
+    spread,
+)
 from megatron_vlm.study.results import Measures, Result, value_of
 
 if TYPE_CHECKING:
@@ -26,7 +36,7 @@ def draw_each(results: Sequence[Result]) -> Picture | None:
     for panel, name in zip(panels, names, strict=True):
         for number, (label, members) in enumerate(lines.items()):
             _points(panel, members, name, label, number)
-            told.append(f"{name}, {label}: " + _in_words(members, name))
+            told.append(f"{name}, {label}: {means_in_words(members, _AXIS, name, 3)}")
         chances = {r.best_known.chances[name] for r in known if r.best_known and name in r.best_known.chances}
         for chance in chances:
             panel.axhline(chance, color="#888888", linewidth=0.9, linestyle="--")
@@ -49,7 +59,7 @@ def _points(panel: Axes, results: Sequence[Result], name: str, label: str, numbe
     xs = [float(at) for at, _ in points]
     means = [sum(values) / len(values) for _, values in points]
     arms = [_arms([r.best_known for r in results if r.leaf.point.value(_AXIS) == at], name) for at, _ in points]
-    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    colour, marker = shade(number), mark(number)
     bars = [[below for below, _ in arms], [above for _, above in arms]]
     panel.errorbar(xs, means, yerr=bars, label=label, color=colour, marker=marker, capsize=3, linewidth=1.4, markersize=5)
     for x, (_, values) in zip(xs, points, strict=True):
@@ -67,8 +77,3 @@ def _arms(measures: Sequence[Measures | None], name: str) -> tuple[float, float]
     ]
     below, above = zip(*reach, strict=True)
     return sum(below) / len(below), sum(above) / len(above)
-
-
-def _in_words(results: Sequence[Result], name: str) -> str:
-    points = spread(results, _AXIS, lambda r: value_of(r.best_known, name))
-    return ", ".join(f"{at} {sum(values) / len(values):.3g}" for at, values in points)

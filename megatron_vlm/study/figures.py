@@ -7,7 +7,6 @@ from typing import Any
 
 from megatron_vlm.study.cost import Cost
 from megatron_vlm.study.drawing import (
-    MARKERS,
     Picture,
     axis_label,
     count_axis,
@@ -15,9 +14,10 @@ from megatron_vlm.study.drawing import (
     label_of,
     lines_of,
     make_figures,
+    mark,
+    means_in_words,
     reading,
     shade,
-    spread,
 )
 from megatron_vlm.study.each_measure import draw_each
 from megatron_vlm.study.folder import StudyFolder
@@ -78,8 +78,7 @@ def _against(results: Sequence[Result], axis: str, name: str, title: str) -> Pic
 def _in_words(lines: Mapping[str, Sequence[Result]], axis: str, measure: str) -> str:
     told = []
     for label, members in lines.items():
-        points = spread(members, axis, lambda r: value_of(r.best_known, measure))
-        told.append(f"{label}: " + ", ".join(f"{name} {sum(v) / len(v):.4g}" for name, v in points))
+        told.append(f"{label}: {means_in_words(members, axis, measure, 4)}")
     return f"{measure}: " + "; ".join(told)
 
 
@@ -201,7 +200,7 @@ def _cost(results: Sequence[Result], costs: Mapping[str, Cost]) -> Picture | Non
     labels = list(dict.fromkeys(label_of(result) for _, _, result in points))
     for number, label in enumerate(labels):  # seeds of a run look alike
         chosen = [(flops, value) for flops, value, result in points if label_of(result) == label]
-        style: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "color": shade(number), "linestyle": ""}
+        style: dict[str, Any] = {"marker": mark(number), "color": shade(number), "linestyle": ""}
         panels[0].plot(*zip(*chosen, strict=True), label=label, **style)
     panels[0].legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left", borderaxespad=0)
     panels[0].set(xlabel="FLOPs of the whole run, its shared part too", ylabel=reading(measures[0]))

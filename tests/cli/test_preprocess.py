@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import subprocess
@@ -17,6 +16,7 @@ from PIL import Image
 from megatron_vlm.cli.main import main
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.tokenizer import Tokenizer
+from tests.scripts import load_script
 
 TOOLS = Path(__file__).parents[2] / "tools"
 CAPTIONS = ("a red square", "a blue circle", "two <image> circles")
@@ -56,12 +56,7 @@ def tokenizer(sources: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 
 
 def tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(TOOLS / f"{name}.py")
 
 
 def test_pictures_end_to_end(sources: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from megatron_vlm.training.loop import Run
 from tests.distributed.ranks import run_ranks
-from tests.distributed.tiny_run import PP2, TP2, configuration, one_step
+from tests.distributed.tiny_run import PP2, TP2, configuration, one_step, steps
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "DP2": {},
@@ -34,19 +34,14 @@ def _write(config: Any) -> list[dict[str, float]]:
     return losses + [one_step(run) for _ in range(2)]
 
 
-def _resume(config: Any) -> list[dict[str, float]]:
-    run = Run(config)
-    run._start()
-    return [one_step(run) for _ in range(2)]
-
-
 def losses(action: str, data: Path, folder: Path) -> dict[str, list[dict[str, float]]]:
     """Of rank 0, by layout and step."""
     found = {}
     for number, (name, layout) in enumerate(LAYOUTS.items()):
         fields = {"logging.directory": folder / str(number), "checkpoint.resume": "none" if action == "write" else "auto"}
-        function = _write if action == "write" else _resume
-        found[name] = run_ranks(2, function, configuration(data, layout, **fields), timeout=1200)[0]
+        config = configuration(data, layout, **fields)
+        job = (_write, config) if action == "write" else (steps, config, 2)
+        found[name] = run_ranks(2, *job, timeout=1200)[0]
     return found
 
 

@@ -19,7 +19,14 @@ from megatron_vlm.training.engine import unwrap
 from megatron_vlm.training.feature_encoding import EncodeRequest, FeatureEncoding
 from megatron_vlm.training.loop import Run
 from tests.distributed.ranks import run_ranks
-from tests.distributed.tiny_run import PP2, TP2, configuration, one_step, parameters, steps
+from tests.distributed.tiny_run import (
+    PP2,
+    TP2,
+    configuration,
+    steps,
+    steps_and_parameters,
+    steps_and_save,
+)
 
 pytestmark = pytest.mark.distributed
 
@@ -60,15 +67,7 @@ class _Rounding:
 
 def _rounded_steps(config: RunConfig, count: int) -> Any:
     with _Rounding():
-        return _steps_and_parameters(config, count)
-
-
-def _steps_and_parameters(config: RunConfig, count: int) -> Any:
-    run = Run(config)
-    run._start()
-    found = [one_step(run) for _ in range(count)]
-    run.data.close()
-    return found, parameters(run)
+        return steps_and_parameters(config, count)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +93,7 @@ def _reading(data: Path, begun: Path, parallel: dict[str, Any] | None = None, **
 def test_what_is_read_is_what_the_encoder_gives_rounded(data: Path, begun: Path) -> None:
     """To the bit: the losses, and the parameters after five steps."""
     wanted, weights = run_ranks(1, _rounded_steps, configuration(data, **{"curriculum.stages": FROZEN}), 5)[0]
-    found, ours = run_ranks(1, _steps_and_parameters, _reading(data, begun), 5)[0]
+    found, ours = run_ranks(1, steps_and_parameters, _reading(data, begun), 5)[0]
     assert found == wanted
     assert all("caption" in step for step in found)
     assert all(np.array_equal(ours[name], value) for name, value in weights.items())
@@ -146,7 +145,7 @@ def test_losses_are_the_same_in_every_layout(name: str, data: Path, begun: Path)
 
 def test_loader_workers_read_the_same(data: Path, begun: Path) -> None:
     here = run_ranks(1, steps, _reading(data, begun), 3)[0]
-    assert run_ranks(1, _steps_and_parameters, _reading(data, begun, **{"loader.workers": 2}), 3)[0][0] == here
+    assert run_ranks(1, steps_and_parameters, _reading(data, begun, **{"loader.workers": 2}), 3)[0][0] == here
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
@@ -171,22 +170,13 @@ def test_ranks_share_the_pictures_and_write_the_same_file(data: Path, begun: Pat
     assert run_ranks(2, _encode, *request) == [None, None], "the second time there is nothing to do"
 
 
-def _resumed(config: RunConfig, count: int) -> Any:
-    run = Run(config)
-    run._start()
-    found = [one_step(run) for _ in range(count)]
-    run._enter_stage()
-    run.save()
-    return found, parameters(run)
-
-
 def test_a_run_goes_on_to_the_bit_into_a_stage_that_encodes(data: Path, begun: Path, tmp_path: Path) -> None:
     """Features in the first three steps, pictures in the last two, where the encoder is trained."""
     fields = {"curriculum.stages": THEN_TRAINED}
-    whole, weights = run_ranks(1, _steps_and_parameters, _reading(data, begun, **fields), 5)[0]
+    whole, weights = run_ranks(1, steps_and_parameters, _reading(data, begun, **fields), 5)[0]
     folder = {**fields, "logging.directory": tmp_path}
-    first, _ = run_ranks(1, _resumed, _reading(data, begun, **folder), 2)[0]
-    rest, ours = run_ranks(1, _resumed, _reading(data, begun, **folder, **{"checkpoint.resume": "auto"}), 3)[0]
+    first, _ = run_ranks(1, steps_and_save, _reading(data, begun, **folder), 2)[0]
+    rest, ours = run_ranks(1, steps_and_save, _reading(data, begun, **folder, **{"checkpoint.resume": "auto"}), 3)[0]
     assert [*first, *rest] == whole
     assert all(np.array_equal(ours[name], value) for name, value in weights.items())
 

@@ -73,6 +73,25 @@ def steps(config: RunConfig, count: int) -> list[dict[str, float]]:
     return [one_step(run) for _ in range(count)]
 
 
+def steps_and_parameters(config: RunConfig, count: int) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """As `steps`, with the parameters that these end in."""
+    run = Run(config)
+    run._start()
+    found = [one_step(run) for _ in range(count)]
+    run.data.close()
+    return found, parameters(run)
+
+
+def steps_and_save(config: RunConfig, count: int) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """The same, and a checkpoint of them."""
+    run = Run(config)
+    run._start()
+    found = [one_step(run) for _ in range(count)]
+    run._enter_stage()
+    run.save()
+    return found, parameters(run)
+
+
 def parameters(run: Run) -> dict[str, Any]:
     """Copies as numpy arrays, which cross a pipe by value."""
     return {

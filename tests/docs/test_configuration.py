@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,19 +12,14 @@ from megatron_vlm.config.bookkeeping import CheckpointConfig
 from megatron_vlm.config.curriculum import StageConfig
 from megatron_vlm.config.loading import to_map
 from megatron_vlm.config.run import RunConfig
+from tests.scripts import load_script
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_configuration", DOCS / "generate_configuration.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script(DOCS / "generate_configuration.py")
 
 
 def test_the_committed_file_is_current(generator: ModuleType) -> None:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 import xml.etree.ElementTree as ElementTree
 
 from tests.docs.documented import ROOT
+from tests.scripts import load_script
 
 DOCS = ROOT / "docs"
 
 
 def test_the_files_are_what_the_script_draws() -> None:
-    specification = importlib.util.spec_from_file_location("draw_diagrams", DOCS / "draw_diagrams.py")
-    assert specification is not None
-    assert specification.loader is not None
-    script = importlib.util.module_from_spec(specification)
-    sys.modules["draw_diagrams"] = script  # dataclasses look there
-    specification.loader.exec_module(script)
+    script = load_script(DOCS / "draw_diagrams.py")
     assert {path.name for path in (DOCS / "diagrams").iterdir()} == set(script.DIAGRAMS)
     for name, draw in script.DIAGRAMS.items():
         drawn = draw()

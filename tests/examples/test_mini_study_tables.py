@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +11,14 @@ from megatron_vlm.study.folder import StudyFolder
 from megatron_vlm.study.results import read_results
 from megatron_vlm.study.segments import study_graph
 from megatron_vlm.study.study_file import read_study
+from tests.scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    found = importlib.util.spec_from_file_location("summarise", ROOT / "examples" / "mini_study" / "summarise.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules["summarise"] = module
-    found.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "examples" / "mini_study" / "summarise.py")
 
 
 def test_an_interval_is_what_pairs_differ_in_themselves(script: Any) -> None:

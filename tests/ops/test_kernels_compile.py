@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 
 from megatron_vlm.ops import kernels
 from megatron_vlm.ops.kernels import Kernels
+from tests.scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "csrc" / "cuda"
@@ -23,12 +23,7 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc
 
 @pytest.fixture(scope="module")
 def setup_file() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("setup_file", ROOT / "setup.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "setup.py")
 
 
 def build(setup_file: ModuleType, folder: Path) -> Path:

@@ -7,6 +7,7 @@ what each has done is a line in its own NAME.journal.RANK.partial, written when 
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import numpy as np
 
 from megatron_vlm.data import atomic_file
 from megatron_vlm.data.checksums import describe_checksums, file_digests
-from megatron_vlm.data.indexed_format import CODE_OF_DTYPE, HEADER, MAGIC, VERSION, dataset_paths
+from megatron_vlm.data.indexed_format import dataset_paths, index_header
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.indexed_writer import refuse_foreign_metadata
 from megatron_vlm.data.kept_features.feature_facts import ELEMENT, FeatureFacts, read_facts
@@ -156,19 +157,13 @@ class FeatureWriter:
 
     def _write_index(self, dataset: IndexedReader) -> None:
         """The .idx aside: the dataset's documents over our sequences."""
-        head = HEADER.pack(MAGIC, VERSION, CODE_OF_DTYPE[ELEMENT], dataset.sequence_count, dataset.document_count + 1)
         with open(atomic_file.partial_path(self._paths.index), "wb") as stream:
-            stream.write(head)
+            stream.write(index_header(ELEMENT, dataset.sequence_count, dataset.document_count))
             for column in (self.blocks.lengths, self.blocks.pointers, dataset.document_indices):
                 stream.write(np.ascontiguousarray(column).tobytes())
 
     def _journals(self) -> Iterator[Path]:
-        yield from self.prefix.parent.glob(f"{_escaped(self.prefix.name)}.journal.*.partial")
-
-
-def _escaped(name: str) -> str:
-    """`name` in a pattern, taken as it is."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+        yield from self.prefix.parent.glob(f"{glob.escape(self.prefix.name)}.journal.*.partial")
 
 
 def _head_of(journal: Path) -> str:

@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.errors import DataError
+from megatron_vlm.models.checkpoint_names import is_extra_state
 from megatron_vlm.models.initialization import SHARDING_METADATA
 from megatron_vlm.models.vision import VisionEncoder
 from megatron_vlm.training.checkpoint.own_shards import own_shards
@@ -65,10 +66,10 @@ def load_encoder(encoder: VisionEncoder, checkpoint: Path) -> None:
     """
     wanted = encoder.sharded_state_dict("vision.", metadata=dict(SHARDING))
     # as `VisionLanguageModel.leaves_out`
-    asked = {name: value for name, value in wanted.items() if not name.endswith("_extra_state")}
+    asked = {name: value for name, value in wanted.items() if not is_extra_state(name)}
     loaded = _read(checkpoint, {"encoder": asked})["encoder"]
     own = {name.removeprefix("vision."): value for name, value in loaded.items()}
-    kept = {n: value for n, value in encoder.state_dict().items() if n.endswith("_extra_state")}
+    kept = {n: value for n, value in encoder.state_dict().items() if is_extra_state(n)}
     encoder.load_state_dict({**own, **kept}, strict=True)
 
 
