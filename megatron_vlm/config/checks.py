@@ -46,6 +46,7 @@ def _positive(config: RunConfig) -> Iterator[str]:
             "num_layers_in_first_pipeline_stage",
             "num_layers_in_last_pipeline_stage",
             "virtual_pipeline_model_parallel_size",
+            "context_parallel_size",
             "timeout_s",
         ),
         "schedule": ("micro_batch_size", "global_batch_size", "rampup_batch_start", "rampup_batch_increment"),
@@ -238,10 +239,12 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
         yield "parallel.overlap_param_gather: needs use_distributed_optimizer: true"
     if parallel.overlap_param_gather and not parallel.overlap_grad_reduce:
         yield "parallel.overlap_param_gather: needs overlap_grad_reduce: true"
-    if world_size % (tp * pp):
+    if world_size % parallel.model_ranks:
+        cp = parallel.context_parallel_size
+        product = f"tensor x context x pipeline = {tp} x {cp} x {pp}" if cp > 1 else f"tensor x pipeline = {tp} x {pp}"
         yield (
-            f"parallel: tensor x pipeline = {tp} x {pp} = {tp * pp} does not divide the {world_size} ranks that were "
-            f"started; start a multiple of {tp * pp} (torchrun --nproc-per-node)"
+            f"parallel: {product} = {parallel.model_ranks} does not divide the {world_size} ranks that were started; start a "
+            f"multiple of {parallel.model_ranks} (torchrun --nproc-per-node)"
         )
 
 
@@ -257,8 +260,7 @@ def _data(config: RunConfig) -> Iterator[str]:
 
 
 def _batches(config: RunConfig, world_size: int) -> Iterator[str]:
-    parallel = config.parallel
-    ranks = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    ranks = config.parallel.model_ranks
     if world_size % ranks == 0:  # else there is no data-parallel size to speak of
         yield from batch_problems(config, world_size // ranks)
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-_CONTEXT = (
-    "Transformer Engine cuts each document of a row into 2 x ranks equal parts, and documents here have any length; for "
-    "long rows set parallel.sequence_parallel and parallel.recompute"
-)
 _GRAPHS = (
     "rows have one length, but another number of documents and of pictures each, which captured layers cannot take; leave "
     "it out (performance.rope_fusion and performance.cross_entropy_fusion launch fewer kernels)"
@@ -18,8 +14,6 @@ _FSDP = "weights are split by tensor and pipeline parallelism, and optimiser sta
 
 #: name of a field, in any section -> why there is none, and what there is
 NOT_OFFERED: dict[str, str] = {
-    "context_parallel_size": _CONTEXT,
-    "context_parallel": _CONTEXT,
     "cuda_graphs": _GRAPHS,
     "cuda_graph_impl": _GRAPHS,
     "enable_cuda_graph": _GRAPHS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,7 +13,7 @@ VISION_PLACEMENTS: tuple[VisionPlacement, ...] = get_args(VisionPlacement)
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """Data-parallel size is what is left: world size / (tensor * pipeline)."""
+    """Data-parallel size is what is left: world size / `model_ranks`."""
 
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
@@ -24,6 +25,9 @@ class ParallelConfig:
     virtual_pipeline_model_parallel_size: int = 1
     #: split norms and residuals along the sequence between tensor-parallel ranks
     sequence_parallel: bool = False
+    #: ranks that share each micro-batch's positions, for rows too long for one: each computes two pieces of the row and, in
+    #: attention, gathers the others' keys and values
+    context_parallel_size: int = 1
     #: where pictures are encoded. tensor: on the first pipeline stage, layers split as the language's are. data_first_stage:
     #: each tensor-parallel rank of the first stage has the whole encoder and projector and a share of each micro-batch's
     #: pictures. data_all_stages: each rank of all stages has them, and a share of a step's pictures before its first
@@ -41,3 +45,15 @@ class ParallelConfig:
     layer_spec: Literal["auto", "host", "transformer_engine"] = "auto"
     #: seconds after which a collective that one rank does not join ends the run
     timeout_s: int = 600
+
+    @property
+    def model_ranks(self) -> int:
+        """Ranks that a micro-batch is computed by: tensor * context * pipeline."""
+        return self.tensor_model_parallel_size * self.context_parallel_size * self.pipeline_model_parallel_size
+
+    @property
+    def row_multiple(self) -> int:
+        """What the positions of a micro-batch must be a multiple of, so that its ranks have alike many."""
+        pieces = 2 * self.context_parallel_size if self.context_parallel_size > 1 else 1
+        split = self.tensor_model_parallel_size * self.context_parallel_size if self.sequence_parallel else 1
+        return math.lcm(pieces, split)

@@ -63,7 +63,8 @@ def _sizes(config: RunConfig) -> Iterator[str]:
     for name, (size, split) in sides.items():
         if size % (block * split):
             yield _not_a_multiple(name, size, block, split, recipe)
-    split = tp if parallel.sequence_parallel else 1
+    split = parallel.context_parallel_size * (tp if parallel.sequence_parallel else 1)
+    kind = "tensor-parallel" if parallel.context_parallel_size == 1 else "tensor- and context-parallel"
     rows = {("data", config.schedule.micro_batch_size, config.data.sequence_length)}
     for index, stage in enumerate(config.curriculum.stages):
         if stage.sequence_length or stage.micro_batch_size:
@@ -71,11 +72,11 @@ def _sizes(config: RunConfig) -> Iterator[str]:
             rows.add((f"curriculum.stages.{index}", micro, length or config.data.sequence_length))
     for where, micro, length in sorted(rows):
         if micro * length % (block * split):
-            yield _not_a_multiple(f"{where}.sequence_length", length, block, split, recipe)
+            yield _not_a_multiple(f"{where}.sequence_length", length, block, split, recipe, kind)
 
 
-def _not_a_multiple(name: str, size: int, block: int, split: int, recipe: str) -> str:
-    ranks = f" on each of {split} tensor-parallel ranks" if split > 1 else ""
+def _not_a_multiple(name: str, size: int, block: int, split: int, recipe: str, kind: str = "tensor-parallel") -> str:
+    ranks = f" on each of {split} {kind} ranks" if split > 1 else ""
     return (
         f"{name}: {size} is no multiple of {block}{ranks}, which precision.fp8 {recipe} needs; nearest that is: "
         f"{nearest_multiple(block * split, size)}, or set precision.fp8 to none"

@@ -46,22 +46,23 @@ def picture_problems(config: RunConfig) -> Iterator[str]:
 
 
 def row_problems(config: RunConfig) -> Iterator[str]:
-    """Micro-batches that sequence parallelism cannot split evenly."""
-    tp = config.parallel.tensor_model_parallel_size
-    if not config.parallel.sequence_parallel:
-        return
+    """Micro-batches that sequence or context parallelism cannot split evenly."""
+    parallel = config.parallel
+    multiple, tp, cp = parallel.row_multiple, parallel.tensor_model_parallel_size, parallel.context_parallel_size
+    if cp == 1:
+        why = f"with sequence_parallel, {{}} must be a multiple of tensor_model_parallel_size {tp}"
+    else:
+        split = f" and tensor_model_parallel_size {tp}" if parallel.sequence_parallel else ""
+        why = f"with context_parallel_size {cp}{split}, {{}} must be a multiple of {multiple}"
     rows = {"data": (config.schedule.micro_batch_size, config.data.sequence_length)}
     for index, stage in enumerate(config.curriculum.stages):
         if stage.sequence_length or stage.micro_batch_size:
             micro, length = _micro(config, stage), stage.sequence_length or config.data.sequence_length
             rows[stage_path(config, index)] = (micro, length)
     for where, (micro, length) in rows.items():
-        if micro * length % tp:
-            nearest = nearest_multiple(tp, length)
-            yield (
-                f"{where}.sequence_length: with sequence_parallel, micro_batch_size * sequence_length = {micro * length} "
-                f"must be a multiple of tensor_model_parallel_size {tp}; nearest sequence_length: {nearest}"
-            )
+        if micro * length % multiple:
+            reason = why.format(f"micro_batch_size * sequence_length = {micro * length}")
+            yield f"{where}.sequence_length: {reason}; nearest sequence_length: {nearest_multiple(multiple, length)}"
 
 
 def batch_problems(config: RunConfig, data_parallel: int) -> Iterator[str]:

@@ -84,8 +84,9 @@ def layout_for(config: RunConfig, world_size: int, given: dict[str, Any], genera
     leaves out what generation cannot use: sequence parallelism and interleaved stages, which change no weight. What is
     scored is scored in bf16 or fp32, as during training (`Engine.whole_parameters`).
     """
-    trained = config.parallel
-    fits = world_size % (trained.tensor_model_parallel_size * trained.pipeline_model_parallel_size) == 0
+    # what context-parallel ranks share in training, they need not in scoring: they score rows of their own
+    trained = replace(config.parallel, context_parallel_size=1)
+    fits = world_size % trained.model_ranks == 0
     base = trained if fits and not given else ParallelConfig(precision=trained.precision)
     if generates:
         base = replace(base, sequence_parallel=False, virtual_pipeline_model_parallel_size=1)

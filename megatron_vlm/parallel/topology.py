@@ -28,6 +28,17 @@ class Topology:
     pipeline_size: int
     data_rank: int
     data_size: int
+    context_rank: int = 0
+    context_size: int = 1
+
+    @property
+    def replica_rank(self) -> int:
+        """Among the ranks that have the same part of the model, data- and context-parallel ones together."""
+        return self.data_rank * self.context_size + self.context_rank
+
+    @property
+    def replica_size(self) -> int:
+        return self.data_size * self.context_size
 
     @property
     def on_first_stage(self) -> bool:
@@ -96,6 +107,7 @@ def initialize(parallel: ParallelConfig, seed: int) -> Topology:
             tensor_model_parallel_size=parallel.tensor_model_parallel_size,
             pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
             virtual_pipeline_model_parallel_size=vp if vp > 1 else None,
+            context_parallel_size=parallel.context_parallel_size,
             # megatron-core makes a timedelta of it: else its groups would wait for half an hour
             distributed_timeout_minutes=parallel.timeout_s / 60,
         )
@@ -110,6 +122,8 @@ def initialize(parallel: ParallelConfig, seed: int) -> Topology:
         pipeline_size=parallel_state.get_pipeline_model_parallel_world_size(),
         data_rank=parallel_state.get_data_parallel_rank(),
         data_size=parallel_state.get_data_parallel_world_size(),
+        context_rank=parallel_state.get_context_parallel_rank(),
+        context_size=parallel_state.get_context_parallel_world_size(),
     )
 
 

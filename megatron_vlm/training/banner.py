@@ -22,7 +22,8 @@ def banner(config: RunConfig, topology: Topology, chunks: Sequence[torch.nn.Modu
     pictures = config.data.pictures
     lines = [
         f"{topology.world_size} rank(s) on {topology.device.type}: TP {topology.tensor_size} x PP {topology.pipeline_size} "
-        f"x DP {topology.data_size}{', sequence parallel' if config.parallel.sequence_parallel else ''}; "
+        f"x {f'CP {topology.context_size} x ' if topology.context_size > 1 else ''}DP {topology.data_size}"
+        f"{', sequence parallel' if config.parallel.sequence_parallel else ''}; "
         f"parameters of rank 0: {here}",
         f"{config.total_steps} steps of {_sizes(config.segments)}, {config.total_tokens:,} positions",
         f"pictures: {pictures.resize}, decoded by {pictures.decoder}",

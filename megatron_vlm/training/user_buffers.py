@@ -8,10 +8,13 @@ from megatron_vlm.config.run import RunConfig
 
 
 def buffer_shape(config: RunConfig) -> list[int]:
-    """`[positions of a micro-batch, hidden size]`, which all stages have alike (`config.performance_checks`)."""
+    """`[positions of a micro-batch on a context-parallel rank, hidden size]`, which all stages have alike
+    (`config.performance_checks`)."""
     stage, schedule = config.curriculum.stages[0], config.schedule
-    micro = stage.micro_batch_size or schedule.micro_batch_size
-    return [micro * (stage.sequence_length or config.data.sequence_length), config.model.language.hidden_size]
+    positions = (stage.micro_batch_size or schedule.micro_batch_size) * (
+        stage.sequence_length or config.data.sequence_length
+    )
+    return [positions // config.parallel.context_parallel_size, config.model.language.hidden_size]
 
 
 def buffer_arguments(config: RunConfig, modes: Any) -> dict[str, Any]:

@@ -121,6 +121,26 @@ WITH_A_NUMBER = [
         "nearest sequence_length: (\\d+)",
         None,
     ),
+    # two pieces of the row on each of two ranks
+    (
+        [PARALLEL + "context_parallel_size", "2", SCHEDULE + "micro_batch_size", "1", "--data.sequence_length", "258"],
+        2,
+        "data.sequence_length",
+        "with context_parallel_size 2, micro_batch_size * sequence_length = 258 must be a multiple of 4",
+        "nearest sequence_length: (\\d+)",
+        None,
+    ),
+    (
+        [
+            *(PARALLEL + "context_parallel_size", "2", PARALLEL + "tensor_model_parallel_size", "2"),
+            *(PARALLEL + "sequence_parallel", "true", SCHEDULE + "micro_batch_size", "1", "--data.sequence_length", "250"),
+        ],
+        4,
+        "data.sequence_length",
+        "with context_parallel_size 2 and tensor_model_parallel_size 2, micro_batch_size",
+        "nearest sequence_length: (\\d+)",
+        None,
+    ),
     ([SCHEDULE + "global_batch_size", "7"], 1, "schedule.global_batch_size", "4 x 1 = 4", "nearest that is: (\\d+)", None),
     (
         [

@@ -41,7 +41,8 @@ def describe_checkpoint(checkpoint: Path, verify: bool = False) -> str:
         f"checkpoint  {checkpoint}",
         f"step        {run['step']} of {config.total_steps}, stage {stage!r}",
         f"written by  megatron-vlm {run['version']}, "
-        f"TP {config.parallel.tensor_model_parallel_size} x PP {config.parallel.pipeline_model_parallel_size}",
+        f"TP {config.parallel.tensor_model_parallel_size} x PP {config.parallel.pipeline_model_parallel_size}"
+        f"{f' x CP {cp}' if (cp := config.parallel.context_parallel_size) > 1 else ''}",
         f"size        {size / 1e6:.1f} MB",
     ]
     if verify:
