@@ -241,10 +241,9 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
         yield "parallel.overlap_param_gather: needs overlap_grad_reduce: true"
     if world_size % parallel.model_ranks:
         cp = parallel.context_parallel_size
-        product = f"tensor x context x pipeline = {tp} x {cp} x {pp}" if cp > 1 else f"tensor x pipeline = {tp} x {pp}"
         yield (
-            f"parallel: {product} = {parallel.model_ranks} does not divide the {world_size} ranks that were started; start a "
-            f"multiple of {parallel.model_ranks} (torchrun --nproc-per-node)"
+            f"parallel: tensor x context x pipeline = {tp} x {cp} x {pp} = {parallel.model_ranks} does not divide the "
+            f"{world_size} ranks that were started; start a multiple of {parallel.model_ranks} (torchrun --nproc-per-node)"
         )
 
 

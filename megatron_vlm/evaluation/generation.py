@@ -114,14 +114,14 @@ class Generator:
         self._model.eval()
         with torch.no_grad(), self.scorer.engine.whole_parameters():
             for at, batch in enumerate(batches):
-                if at % topology.data_size == topology.data_rank:
+                if at % topology.replica_size == topology.replica_rank:
                     answers = self._batch([prompts[n] for n in batch], batch, sampling, heard, ends)
                     mine |= dict(zip(batch, answers, strict=True))
                 if progress is not None:
                     progress(len(batch))
         self._model.train()
-        shared: list[dict[int, Answer]] = [{} for _ in range(topology.data_size)]
-        dist.all_gather_object(shared, mine, group=parallel_state.get_data_parallel_group())
+        shared: list[dict[int, Answer]] = [{} for _ in range(topology.replica_size)]
+        dist.all_gather_object(shared, mine, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
         found = {number: answer for part in shared for number, answer in part.items()}
         return [found[number] for number in range(len(prompts))]
 

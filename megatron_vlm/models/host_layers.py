@@ -17,6 +17,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_vlm.models.context_row import ContextRow, Piece
 from megatron_vlm.models.scored_row import ScoredRow
 
 
@@ -140,7 +141,8 @@ class HostAttention(MegatronModule):
     """Core attention by torch's scaled_dot_product_attention.
 
     Takes `[s, b, heads, d]`, or packed `[t, heads, d]` with PackedSeqParams of format thd, where no position attends
-    across a document border. Fewer key/value heads than query heads are grouped-query attention.
+    across a document border, or with a ContextRow, which is a part of such a row. Fewer key/value heads than query heads are
+    grouped-query attention.
     """
 
     def __init__(
@@ -154,8 +156,6 @@ class HostAttention(MegatronModule):
         **_: Any,
     ) -> None:
         super().__init__(config=config)
-        if config.context_parallel_size != 1:
-            raise ValueError("HostAttention: context parallelism is not available on the host platform")
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = softmax_scale
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
@@ -192,6 +192,20 @@ class HostAttention(MegatronModule):
             outputs.append(out.transpose(1, 2).reshape(count * width, -1))
         return torch.cat(outputs).index_select(0, plan.inverse)
 
+    def _attend_piece(self, query: Tensor, key: Tensor, value: Tensor, piece: Piece) -> Tensor:
+        """Of a piece of a row: a document that goes on by itself, under a mask of its own, then the others."""
+        if piece.carried_on == 0:
+            return self._attend_packed(query, key, value, True, piece)
+        queries, keys = piece.carried_on, int(piece.cu_seqlens_kv[1])
+        mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+        q, k, v = (t.transpose(0, 1).unsqueeze(0) for t in (query[:queries], key[:keys], value[:keys]))
+        out = self._attend(q, k, v, True, mask)  # [1, heads, queries, d]
+        carried = out[0].transpose(0, 1).reshape(queries, -1)
+        if queries == len(query):
+            return carried
+        others = piece.__dict__.setdefault("_others", PackedSeqParams(cu_seqlens_q=piece.cu_seqlens_q[1:] - queries))
+        return torch.cat([carried, self._attend_packed(query[queries:], key[keys:], value[keys:], True, others)])
+
     def forward(
         self,
         query: Tensor,
@@ -203,6 +217,8 @@ class HostAttention(MegatronModule):
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
         """Returns `[s, b, heads * d]`, or `[t, heads * d]` for packed rows."""
+        if isinstance(packed_seq_params, ContextRow):
+            return packed_seq_params.attend(self._attend_piece, query, key, value)
         causal = (attn_mask_type or self.attn_mask_type) in (AttnMaskType.causal, AttnMaskType.padding_causal)
         if packed_seq_params is not None and packed_seq_params.qkv_format == "thd":
             return self._attend_packed(query, key, value, causal, packed_seq_params)

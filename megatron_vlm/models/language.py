@@ -12,6 +12,7 @@ from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_para
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch import Tensor
 
+from megatron_vlm.models.context_row import ContextRow
 from megatron_vlm.models.fused_embedding import FusedEmbedding
 from megatron_vlm.models.scored_row import ScoredRow
 
@@ -91,7 +92,7 @@ class LanguageModel(GPTModel):
 
     def _preprocess(self, *args: Any, packed_seq_params: Any = None, **kwargs: Any) -> Any:
         made = super()._preprocess(*args, packed_seq_params=packed_seq_params, **kwargs)
-        if isinstance(packed_seq_params, ScoredRow) and made[1] is not None:
+        if isinstance(packed_seq_params, ScoredRow | ContextRow) and made[1] is not None:
             made = (made[0], packed_seq_params.rotary(made[1]), *made[2:])
         return made
 

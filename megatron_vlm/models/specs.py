@@ -61,9 +61,13 @@ def choose_layer_spec(wanted: str, device_type: str) -> str:
 
 
 def language_block_spec(
-    language: LanguageConfig, config: TransformerConfig, layer_spec: str, vp_stage: int | None = None
+    language: LanguageConfig,
+    config: TransformerConfig,
+    layer_spec: str,
+    vp_stage: int | None = None,
+    context_parallel: bool = False,
 ) -> TransformerBlockSubmodules:
-    """The layers of this rank's pipeline chunk and the final norm."""
+    """The layers of this rank's pipeline chunk and the final norm. `context_parallel`: a row may be shared by ranks."""
     count = get_num_layers_to_build(config, vp_stage=vp_stage)
     if layer_spec == "transformer_engine":
         from megatron.core.extensions.transformer_engine import TENorm
@@ -75,6 +79,10 @@ def language_block_spec(
                 "parallel.layer_spec to host"
             )
         layer = copy.deepcopy(layer)
+        if context_parallel:
+            from megatron_vlm.models.engine_context_attention import EngineContextAttention
+
+            layer.submodules.self_attention.submodules.core_attention = EngineContextAttention
         _vary(layer, language)
         return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=TENorm)
     norm = HostZeroCenteredRMSNorm if language.zero_centered_gamma else _HOST_NORMS[language.normalization]

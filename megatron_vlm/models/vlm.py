@@ -2,49 +2,32 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
+import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import ModelType
-from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.models.block_options import language_options
 from megatron_vlm.models.checkpoint_names import left_out
+from megatron_vlm.models.context_row import ContextRow
 from megatron_vlm.models.encoder_building import build_encoder
-from megatron_vlm.models.image_pool import pool_for, pool_rows, pool_shaped
 from megatron_vlm.models.language import LanguageModel, padded_vocab_size
 from megatron_vlm.models.lora import add_lora
+from megatron_vlm.models.picture_encoding import PictureEncoding
 from megatron_vlm.models.projector import Projector
 from megatron_vlm.models.specs import choose_layer_spec, language_block_spec
 from megatron_vlm.models.transformer_configs import language_config, projector_config
 from megatron_vlm.models.vision import VisionEncoder
-from megatron_vlm.models.whole_encoder import groups_of_one, mark_replicated, replicated_state
-from megatron_vlm.parallel.picture_shares import gathered_rows, picture_shares
+from megatron_vlm.models.whole_encoder import groups_of_one, language_groups, mark_replicated, replicated_state
 
 
-class _Untouched(torch.autograd.Function):
-    """Identity on `x` that gives `parameters` zero gradients, so that overlapped gradient reduction sees every bucket
-    filled on ranks whose micro-batches had no picture. Zeros are added to a sum, nothing is averaged over them."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, *parameters: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(*parameters)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-        return (grad, *(torch.zeros_like(p) for p in ctx.saved_tensors))
-
-
-class VisionLanguageModel(MegatronModule):
+class VisionLanguageModel(PictureEncoding):
     """One model chunk. `pre_process` chunks hold the encoder, the projector and the embedding; `post_process` the head.
     Under `parallel.vision: data_all_stages` the first chunk of every stage has encoder and projector.
 
@@ -77,7 +60,9 @@ class VisionLanguageModel(MegatronModule):
         self._language = model.language
         self.language_model = LanguageModel(
             config=transformer,
-            transformer_layer_spec=language_block_spec(model.language, transformer, spec, vp_stage),
+            transformer_layer_spec=language_block_spec(
+                model.language, transformer, spec, vp_stage, parallel.context_parallel_size > 1
+            ),
             vocab_size=padded_vocab_size(tokens.vocab_size, model.language.vocab_pad_multiple),
             max_sequence_length=max(s.sequence_length or config.data.sequence_length for s in config.curriculum.stages),
             pre_process=pre_process,
@@ -92,6 +77,7 @@ class VisionLanguageModel(MegatronModule):
             # the fused embedding reduces and scatters by itself
             scatter_embedding_sequence_parallel=False,
             vp_stage=vp_stage,
+            pg_collection=language_groups(),
             z_loss=config.optimizer.z_loss,
         )
         if model.lora.rank:
@@ -99,6 +85,7 @@ class VisionLanguageModel(MegatronModule):
         self.vision: VisionEncoder | None = None
         self.projector: Projector | None = None
         self._placement, self._vision_width = parallel.vision, model.vision_width
+        self._row_width = model.language.hidden_size
         if pre_process or (parallel.vision == "data_all_stages" and not vp_stage):
             groups = None if parallel.vision == "tensor" else groups_of_one()
             self.vision = build_encoder(config, device_type, groups, options)
@@ -136,126 +123,6 @@ class VisionLanguageModel(MegatronModule):
     def shared_embedding_or_output_weight(self) -> Tensor:
         return self.language_model.shared_embedding_or_output_weight()
 
-    def encode_images(self, pixels: Tensor, image_tokens: int | None = None, alone: bool = False) -> Tensor:
-        """uint8 `[pictures, size, size, 3]` -> rows `[pictures * image_tokens, hidden]`.
-
-        `image_tokens` is how many rows a picture is to take, None: as many as the projector gives. Where it gives more,
-        squares of neighbouring ones are averaged. Where `parallel.vision` is data_first_stage, tensor-parallel ranks share
-        the pictures and all get all rows, unless a rank is to encode `alone`.
-
-        Raises:
-            ValueError: pictures that the encoder cannot take (`VisionEncoder.grid_of`), or rows that do not average to so
-                many (`image_pool.pool_for`).
-        """
-        assert self.vision is not None
-        side = self.vision.grid_of(pixels) // self.vision.group
-        return self._square_rows(
-            lambda first, end: self._features(pixels[first:end], None), len(pixels), side, image_tokens, alone
-        )
-
-    def _square_rows(
-        self, features: Callable[[int, int], Tensor], pictures: int, side: int, image_tokens: int | None, alone: bool
-    ) -> Tensor:
-        """Of pictures that have `side` x `side` rows after the projector; `features(first, end)` are those of some."""
-        pool = 1 if image_tokens is None else pool_for(side, image_tokens)
-
-        def encode(first: int, end: int) -> Tensor:
-            assert self.projector is not None
-            return pool_rows(self.projector(features(first, end)), side, pool)
-
-        return self._shared_out(encode, [1] * pictures, [(side // pool) ** 2] * pictures, alone)
-
-    def encode_shapes(
-        self, pixels: Tensor, sizes: Sequence[tuple[int, int]], rows: int | None = None, alone: bool = False
-    ) -> Tensor:
-        """Pictures that keep their aspect: uint8 `[bytes]`, one after another -> `[rows, hidden]`.
-
-        Args:
-            sizes: (height, width) in pixels of each picture, on whole rows.
-            rows: of all pictures together, None: as many as the projector gives. Where it gives more, squares of
-                neighbouring ones are averaged.
-            alone: as of `encode_images`.
-
-        Raises:
-            ValueError: rows that no averaging gives.
-        """
-        ends = [0, *itertools.accumulate(3 * height * width for height, width in sizes)]
-        return self._shaped_rows(
-            lambda first, end: self._features(pixels[ends[first] : ends[end]], sizes[first:end]), sizes, rows, alone
-        )
-
-    def _shaped_rows(
-        self, features: Callable[[int, int], Tensor], sizes: Sequence[tuple[int, int]], rows: int | None, alone: bool
-    ) -> Tensor:
-        """Of pictures of these (height, width) in pixels; `features(first, end)` are those of some."""
-        assert self.vision is not None
-        side = self.vision.vision.patch_size * self.vision.group
-        sides = [(height // side, width // side) for height, width in sizes]
-        given = sum(down * across for down, across in sides)
-        pool = 1 if rows is None else math.isqrt(given // max(1, rows))
-        if rows is not None and pool * pool * rows != given:
-            raise ValueError(f"the projector gives {given} rows, whose squares average to no {rows}")
-        costs = [down * across for down, across in sides]
-
-        def encode(first: int, end: int) -> Tensor:
-            assert self.projector is not None
-            return pool_shaped(self.projector(features(first, end)), sides[first:end], pool)
-
-        return self._shared_out(encode, costs, [cost // pool**2 for cost in costs], alone)
-
-    def project_features(
-        self, features: Tensor, pictures: int, sizes: Sequence[tuple[int, int]] | None = None, alone: bool = False
-    ) -> Tensor:
-        """Features that a frozen encoder gave before: bf16 `[rows, numbers of a row]` -> rows `[rows, hidden]`.
-
-        Args:
-            features: of all pictures, one after another, each picture's patches as the encoder orders them.
-            sizes, alone: as of `encode_shapes`; None: all pictures are squares of as many patches.
-
-        Raises:
-            ValueError: features that are no whole patches, or rows that no averaging gives.
-        """
-        assert self.vision is not None
-        group, count = self.vision.group, len(features)
-        patches = features.reshape(-1, self._vision_width).to(self.config.params_dtype)
-        if sizes is None:
-            each = len(patches) // pictures
-            side = math.isqrt(each) // group
-            return self._square_rows(
-                lambda first, end: patches[first * each : end * each].unsqueeze(0), pictures, side, count // pictures, alone
-            )
-        area = self.vision.vision.patch_size**2
-        ends = [0, *itertools.accumulate(height * width // area for height, width in sizes)]
-        return self._shaped_rows(lambda first, end: patches[ends[first] : ends[end]].unsqueeze(0), sizes, count, alone)
-
-    def _shared_out(
-        self, encode: Callable[[int, int], Tensor], costs: Sequence[int], rows: Sequence[int], alone: bool
-    ) -> Tensor:
-        """`encode(first, end)` of all pictures, or, where tensor-parallel ranks of the first stage share them, of this
-        rank's, and what the others made."""
-        group = parallel_state.get_tensor_model_parallel_group()
-        if alone or self._placement != "data_first_stage" or group.size() == 1:
-            return encode(0, len(costs))
-        shares = picture_shares(costs, group.size())
-        first, end = shares[group.rank()]
-        if first == end:
-            weight = self.language_model.embedding.word_embeddings.weight
-            own = weight.new_empty(0, weight.size(1))
-        else:
-            own = encode(first, end)
-        whole = gathered_rows(own, [sum(rows[a:b]) for a, b in shares], group)
-        return whole if first < end else self._untouched(whole)
-
-    def _features(self, pixels: Tensor, sizes: Sequence[tuple[int, int]] | None) -> Tensor:
-        assert self.vision is not None
-        features: Tensor
-        if any(p.requires_grad for p in self.vision.parameters()):
-            features = self.vision(pixels, sizes)
-        else:
-            with torch.no_grad():  # a frozen encoder keeps no graph
-                features = self.vision(pixels, sizes)
-        return features
-
     def _decoder_input(
         self,
         tokens: Tensor,
@@ -267,15 +134,16 @@ class VisionLanguageModel(MegatronModule):
         picture_rows: Tensor | None,
         features: Tensor | None,
         pictures: int,
+        context: dist.ProcessGroup | None,
     ) -> Tensor:
         rows = picture_rows
         if rows is None and features is not None and pictures:
-            rows = self.project_features(features, pictures, sizes)
+            rows = self.project_features(features, pictures, sizes, context=context)
         elif rows is None and pixels is not None and pixels.size(0) > 0:
             if sizes is None:
-                rows = self.encode_images(pixels, image_tokens)
+                rows = self.encode_images(pixels, image_tokens, context=context)
             else:
-                rows = self.encode_shapes(pixels, sizes, image_rows)
+                rows = self.encode_shapes(pixels, sizes, image_rows, context=context)
         if rows is not None:
             rows = rows.to(self.language_model.embedding.word_embeddings.weight.dtype)
         x: Tensor = self.language_model.embed(tokens, rows, row_index)
@@ -286,19 +154,6 @@ class VisionLanguageModel(MegatronModule):
             # not (low-rank updates of its layers are trained all the same)
             x.requires_grad_(any(p.requires_grad for p in self.language_model.decoder.parameters()))
         return x
-
-    def _untouched(self, x: Tensor) -> Tensor:
-        """`x`, through which encoder and projector, which had no part in it, get zero gradients if these are waited for."""
-        if self._zero_gradients_for_absent_pictures and self.training and torch.is_grad_enabled():
-            parameters = self.picture_parameters()
-            if parameters:
-                x = _Untouched.apply(x, *parameters)
-        return x
-
-    def picture_parameters(self) -> list[torch.nn.Parameter]:
-        """Those of encoder and projector that are trained; none where they are not."""
-        modules = [module for module in (self.vision, self.projector) if module is not None]
-        return [p for module in modules for p in module.parameters() if p.requires_grad]
 
     def forward(
         self,
@@ -315,12 +170,13 @@ class VisionLanguageModel(MegatronModule):
         features: Tensor | None = None,
         pictures: int = 0,
     ) -> Tensor:
-        """One micro-batch: a row of packed documents.
+        """One micro-batch: a row of packed documents, or this context-parallel rank's part of one.
 
         Args:
             tokens: int64 `[1, t]`, placeholders expanded.
             position_ids: int64 `[1, t]`, restarted a document.
-            packed_seq_params: document borders (`packed_row`).
+            packed_seq_params: document borders (`packed_row`), or those of a part (`ContextRow`): t is then of the part, and
+                pictures are those of the whole row, which its ranks share.
             labels: int64 `[1, t]`, or None for logits.
             pixels: uint8 `[pictures, size, size, 3]`, or `[bytes]` with `picture_sizes`; used on the first stage only.
             row_index: int32 `[1, t]`, which row of the pictures stands at a position, -1 for words; needed on the first
@@ -344,8 +200,9 @@ class VisionLanguageModel(MegatronModule):
         decoder_input = None
         if self.pre_process:
             assert row_index is not None
+            context = packed_seq_params.group if isinstance(packed_seq_params, ContextRow) else None
             decoder_input = self._decoder_input(
-                tokens, pixels, row_index, image_tokens, picture_sizes, image_rows, picture_rows, features, pictures
+                tokens, pixels, row_index, image_tokens, picture_sizes, image_rows, picture_rows, features, pictures, context
             )
         return self.language_model(
             input_ids=tokens,

@@ -1,4 +1,4 @@
-"""An encoder that each rank of a model-parallel group has whole, among layers that the group splits."""
+"""Which ranks share layers: those of the language, and an encoder that each rank of a model-parallel group has whole."""
 
 from __future__ import annotations
 
@@ -16,6 +16,18 @@ def groups_of_one() -> ProcessGroupCollection:
     """The groups of layers that are split over nothing: this rank alone in each."""
     alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
     return ProcessGroupCollection(tp=alone, cp=alone, pp=alone)
+
+
+def language_groups() -> ProcessGroupCollection:
+    """The groups of the language layers: megatron-core's, but for context parallelism, which is attention's own here
+    (`context_row`). To everything else of megatron-core's layers a rank's part of a row is a row.
+
+    Data parallelism, the optimiser and the schedules ask megatron-core's `parallel_state` and know those ranks.
+    """
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    if parallel_state.get_context_parallel_world_size() > 1:
+        groups.cp = groups_of_one().cp
+    return groups
 
 
 def mark_replicated(module: torch.nn.Module) -> None:

@@ -59,6 +59,35 @@ def gathered_rows(rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup)
     return whole
 
 
+class _SummedRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.counts, ctx.group = counts, group
+        return gather_rows(rows, counts, group)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+        return sum_rows(grad, ctx.counts, ctx.group), None, None
+
+
+def summed_rows(rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup) -> Tensor:
+    """`gather_rows` whose gradient is, on each rank, that of its own rows, summed over what all ranks did with them. Every
+    rank's `rows` must ask for a gradient if one's do."""
+    whole: Tensor = _SummedRows.apply(rows, tuple(counts), group)
+    return whole
+
+
+def sum_rows(whole: Tensor, counts: Sequence[int], group: dist.ProcessGroup) -> Tensor:
+    """The reverse of `gather_rows`: `[sum(counts), h]` of each rank -> this rank's rows `[counts[rank], h]` of their sum."""
+    longest = max(counts)
+    padded = whole.new_zeros(len(counts), longest, whole.size(1))
+    for rank, part in enumerate(whole.split(list(counts))):
+        padded[rank, : len(part)] = part
+    own = whole.new_empty(longest, whole.size(1))
+    dist.reduce_scatter_tensor(own, padded.view(-1, whole.size(1)), group=group)
+    return own[: counts[dist.get_rank(group)]]
+
+
 def scatter_rows(rows: Tensor | None, counts: Sequence[int], like: Tensor, group: dist.ProcessGroup) -> Tensor:
     """The reverse of `gather_rows`, from the first rank of the group, whose `rows` are `[sum(counts), h]`, on others None.
 

@@ -228,7 +228,7 @@ class Run:
 
     def _replicas_differ(self, saves: bool) -> bool:
         every = self.config.faults.check_replicas_interval
-        if self.topology.data_size == 1 or not every or not (saves or (self.step and self.step % every == 0)):
+        if self.topology.replica_size == 1 or not every or not (saves or (self.step and self.step % every == 0)):
             return False
         found = compare_replicas(self.engine, self.topology)
         if found:

@@ -50,9 +50,10 @@ def score_documents(
 ) -> np.ndarray:
     """Negative log-likelihood of each document's trained labels, in rows of `shape.sequence_length` positions.
 
-    Placeholders and pictures of the documents are of that shape too. Every rank passes the same documents; data-parallel
-    ranks share the rows. Logits are made of scored positions alone. What documents of a family begin with is read once,
-    unless not `share`; Transformer Engine's attention cannot, and reads each document by itself.
+    Placeholders and pictures of the documents are of that shape too. Every rank passes the same documents; data- and
+    context-parallel ranks share the rows, of which each scores whole ones. Logits are made of scored positions alone. What
+    documents of a family begin with is read once, unless not `share`; Transformer Engine's attention cannot, and reads each
+    document by itself.
 
     Returns:
         float64 `[documents, 2]` on every rank: sum over the labels in nats, and their number. With `greedy`
@@ -70,10 +71,10 @@ def score_documents(
     # packs that are laid end to end are one micro-batch: short ones alone are mostly overhead. All have as many
     most = max(1, _POSITIONS // shape.sequence_length)
     count = -(-max(1, len(rows)) // most)
-    count += -count % topology.data_size
+    count += -count % topology.replica_size
     together = -(-len(rows) // count)
     groups = [rows[at : at + together] for at in range(0, len(rows), max(1, together))]
-    mine = groups[topology.data_rank :: topology.data_size]
+    mine = groups[topology.replica_rank :: topology.replica_size]
     chunks = len(engine.forward_chunks)
     if mine:
         batches = [
@@ -134,6 +135,7 @@ def _forward(engine: Engine, batches: Sequence[ScoringBatch], vocab_size: int | 
         return output, collect
 
     chunks: Any = list(engine.forward_chunks)
+    context = engine.topology.context_size
     for chunk in chunks:
         chunk.eval()
     iterators: Any = [iter(batches) for _ in chunks]
@@ -143,7 +145,8 @@ def _forward(engine: Engine, batches: Sequence[ScoringBatch], vocab_size: int | 
             data_iterator=iterators if len(chunks) > 1 else iterators[0],
             model=chunks if len(chunks) > 1 else chunks[0],
             num_microbatches=len(batches),
-            seq_length=batches[0].micro_batch.tokens.size(1),
+            # whole rows, also on ranks that train on parts of them: the schedule counts on a part
+            seq_length=batches[0].micro_batch.tokens.size(1) * context,
             micro_batch_size=1,
             forward_only=True,
             collect_non_loss_data=True,

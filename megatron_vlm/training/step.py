@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from torch import Tensor
 
 from megatron_vlm.data.micro_batch import MicroBatch
-from megatron_vlm.models.language import packed_row
 from megatron_vlm.ops.faults import raise_faults
 from megatron_vlm.parallel.topology import Topology
+from megatron_vlm.training.context_share import context_share
 from megatron_vlm.training.engine import Engine, unwrap
 from megatron_vlm.training.faults.bad_steps import Judge, not_finite
 from megatron_vlm.training.loss_weights import MODALITIES, LabelWeights
@@ -38,13 +39,19 @@ class StepResult:
 def forward_row(
     model: torch.nn.Module, batch: MicroBatch, labels: bool = True, picture_rows: Tensor | None = None
 ) -> Tensor:
-    """The model's output for one micro-batch; without `labels` the last stage gives logits instead of losses.
-    `picture_rows`: of its pictures, where they were encoded before."""
+    """The model's output for one micro-batch, or for this context-parallel rank's part of it; without `labels` the last
+    stage gives logits instead of losses. `picture_rows`: of its pictures, where they were encoded before."""
+    return _forward_part(model, *context_share(batch), labels, picture_rows)
+
+
+def _forward_part(
+    model: torch.nn.Module, batch: MicroBatch, packed: PackedSeqParams, labels: bool, picture_rows: Tensor | None
+) -> Tensor:
     core = unwrap(model)
-    return model(
+    output: Tensor = model(
         tokens=batch.tokens,
         position_ids=batch.position_ids,
-        packed_seq_params=packed_row(batch.cu_seqlens, batch.max_seqlen),
+        packed_seq_params=packed,
         labels=batch.labels if labels and core.post_process else None,
         pixels=batch.pixels if core.pre_process else None,
         row_index=batch.row_index if core.pre_process else None,
@@ -55,6 +62,7 @@ def forward_row(
         features=batch.features if core.pre_process else None,
         pictures=batch.pictures,
     )
+    return output
 
 
 def _loss(
@@ -81,7 +89,8 @@ def _forward_step(
 ) -> tuple[Tensor, Any]:
     batch, rows = next(batches)
     batch.arrive()
-    return forward_row(model, batch, picture_rows=rows), partial(_loss, batch, model, weights)
+    part, packed = context_share(batch)
+    return _forward_part(model, part, packed, True, rows), partial(_loss, part, model, weights)
 
 
 def train_step(
@@ -94,10 +103,11 @@ def train_step(
 ) -> StepResult:
     """Forward, backward and update of one global batch.
 
-    `batches` are this data-parallel rank's micro-batches, the same on its tensor and pipeline ranks, and as many and as long
-    on every rank. Another step may have others: nothing is built for one size. If no rank's batch holds a picture, or
-    captions have a loss weight of 0, the encoder and the projector are left as they are. If `judge` finds a fault in the
-    loss and the gradient norm of the step, the update is left out on all ranks, and parameters and moments keep their bits.
+    `batches` are this data-parallel rank's micro-batches, the same on its tensor, context and pipeline ranks, and as many
+    and as long on every rank. Another step may have others: nothing is built for one size. If no rank's batch holds a
+    picture, or captions have a loss weight of 0, the encoder and the projector are left as they are. If `judge` finds a
+    fault in the loss and the gradient norm of the step, the update is left out on all ranks, and parameters and moments keep
+    their bits.
 
     Raises:
         ValueError: micro-batches of unlike length, for which pipeline stages would wait without end.
@@ -127,7 +137,7 @@ def train_step(
     if topology.on_last_stage and topology.tensor_rank == 0:
         for report in reports:
             sums[:-1] += report["sums"].double()
-    if topology.on_first_stage and topology.tensor_rank == 0 and factors.get("caption", 1.0):
+    if topology.on_first_stage and topology.tensor_rank == topology.context_rank == 0 and factors.get("caption", 1.0):
         sums[-1] = sum(batch.pictures for batch in batches)
     dist.all_reduce(sums)
     values = sums.tolist()

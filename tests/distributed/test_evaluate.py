@@ -19,6 +19,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
     "one rank": (1, {}),
     "pp2 x vp2": (2, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
     "dp2": (2, {"tensor_model_parallel_size": 1}),
+    "cp2": (2, {"context_parallel_size": 2}),
 }
 
 

@@ -104,8 +104,16 @@ def expected(folder: Path) -> list[tuple]:
 
 @pytest.mark.parametrize(
     ("ranks", "parallel", "together"),
-    [(1, {}, 32), (1, {}, 1), (2, TP2, 32), (2, PP2, 3), (2, {"tensor_model_parallel_size": 1}, 2), (4, {**TP2, **PP2}, 32)],
-    ids=["alone", "one by one", "tp2", "pp2", "dp2", "tp2 x pp2"],
+    [
+        (1, {}, 32),
+        (1, {}, 1),
+        (2, TP2, 32),
+        (2, PP2, 3),
+        (2, {"tensor_model_parallel_size": 1}, 2),
+        (2, {"context_parallel_size": 2}, 2),
+        (4, {**TP2, **PP2}, 32),
+    ],
+    ids=["alone", "one by one", "tp2", "pp2", "dp2", "cp2", "tp2 x pp2"],
 )
 def test_greedy_tokens_are_those_of_whole_passes(
     ranks: int, parallel: dict[str, Any], together: int, folder: Path, expected: list[tuple]

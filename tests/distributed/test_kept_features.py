@@ -123,11 +123,13 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tp2 + sp": (2, {**TP2, "sequence_parallel": True}),
     "all stages, pp2": (2, {**PP2, "vision": "data_all_stages"}),
     "first stage, tp2, overlapped": (2, {**TP2, "vision": "data_first_stage", "overlap_grad_reduce": True}),
+    "cp2": (2, {"context_parallel_size": 2}),
 }
 MORE: dict[str, tuple[int, dict[str, Any]]] = {
     "tp2 x pp2": (4, {**TP2, **PP2}),
     "dp2": (2, {}),
     "pp2 x vp2": (2, {**PP2, "virtual_pipeline_model_parallel_size": 2}),
+    "all stages, cp2 x pp2": (4, {**PP2, "context_parallel_size": 2, "vision": "data_all_stages"}),
 }
 
 

@@ -23,8 +23,7 @@ from megatron_vlm.training.engine import unwrap
 from megatron_vlm.training.loop import Run
 from megatron_vlm.training.step import train_step
 from tests.distributed.ranks import run_ranks
-from tests.distributed.test_resume import _steps_and_save
-from tests.distributed.tiny_run import PP2, TP2, configuration, next_batches, one_step, steps
+from tests.distributed.tiny_run import PP2, TP2, configuration, next_batches, one_step, steps, steps_and_save
 
 pytestmark = pytest.mark.distributed
 
@@ -97,7 +96,7 @@ def test_a_checkpoint_goes_on_under_another_placement(
 ) -> None:
     """Weights and moments: saved at step 3, where pictures have been trained on, its last two steps are the whole run's."""
     folder = {"logging.directory": tmp_path}
-    run_ranks(before[0], _steps_and_save, configuration(data, before[1], **folder), 3)
+    run_ranks(before[0], steps_and_save, configuration(data, before[1], **folder), 3)
     rest = run_ranks(after[0], steps, configuration(data, after[1], **folder, **{"checkpoint.resume": "auto"}), 2)[0]
     for ours, theirs in zip(rest, reference[3:], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)

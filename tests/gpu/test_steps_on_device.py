@@ -62,6 +62,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2+sp": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
     "pp2": {"pipeline_model_parallel_size": 2},
     "pp2 x vp2": {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2},
+    "cp2": {"context_parallel_size": 2},
     "dp2 overlapped": {"overlap_grad_reduce": True, "overlap_param_gather": True},
 }
 

@@ -12,6 +12,7 @@ import json
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.fp8_utils import get_fp8_context
@@ -125,6 +126,34 @@ def built(*overrides: str) -> dict[str, Any]:
     }
 
 
+def shared_rows() -> dict[str, Any]:
+    """Of a model whose rows are shared by ranks: its attention, its parameters beside those of one whose are not, and what
+    Transformer Engine is called with for a piece, bound to its signature."""
+    import transformer_engine.pytorch as te
+
+    from megatron_vlm.models.context_row import Piece
+
+    names, attention = [], None
+    for size in (1, 2):
+        words = ["--parallel.layer_spec", "transformer_engine", "--parallel.context_parallel_size", str(size)]
+        config = load_config(preset="tiny", overrides=words)
+        without_device.enter(0, size, config.parallel)
+        (model,) = without_device.build(config, "cpu")
+        names.append(sorted(dict(model.named_parameters())))
+        attention = model.language_model.decoder.layers[0].self_attention.core_attention
+    signature, called = inspect.signature(te.DotProductAttention.forward), {}
+    te.DotProductAttention.forward = lambda *a, **k: called.update(signature.bind(*a, **k).arguments)
+    row = torch.zeros(8, 4, 32)
+    attention._attend_piece(row, row, row, Piece.of([3, 9], 4, 12, torch.device("cpu")))
+    return {
+        "attention": type(attention).__name__,
+        "ranks that Transformer Engine would share with": attention.cp_group is not None,
+        "same parameters": names[0] == names[1],
+        "mask": called["attn_mask_type"],
+        "cu_seqlens": [called["cu_seqlens_q"].tolist(), called["cu_seqlens_kv"].tolist()],
+    }
+
+
 def pretend_user_buffers() -> None:
     """Layers ask whether the buffers were made, which takes several GPUs; they look into them as late as in a forward."""
     from transformer_engine.pytorch.module import layernorm_linear, linear
@@ -150,6 +179,7 @@ def main() -> None:
         "fused": built(*fused),
         "overlapped": built(*overlap),
         "support": support(),
+        "shared rows": shared_rows(),
     }
     print(json.dumps(result))
 

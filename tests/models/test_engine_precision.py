@@ -49,6 +49,16 @@ def test_kernels_are_found_and_taken(engine: dict[str, Any]) -> None:
     assert fused["overlapped gathers and reductions"] == []
 
 
+def test_rows_that_ranks_share_are_attended_to_piece_by_piece(engine: dict[str, Any]) -> None:
+    assert engine["shared rows"] == {
+        "attention": "EngineContextAttention",
+        "ranks that Transformer Engine would share with": False,
+        "same parameters": True,
+        "mask": "padding_causal_bottom_right",
+        "cu_seqlens": [[0, 8], [0, 9]],
+    }
+
+
 def test_user_buffers_are_asked_for_as_they_are_declared(engine: dict[str, Any]) -> None:
     buffers = engine["buffers"]
     assert buffers["shape"] == "[1024, 128]"  # 4 rows of 256 positions

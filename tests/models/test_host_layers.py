@@ -27,9 +27,9 @@ def _attention(causal: bool) -> HostAttention:
     return HostAttention(_config(), 1, AttnMaskType.causal if causal else AttnMaskType.no_mask, "self")
 
 
-def _row(lengths: list[int], seed: int = 5) -> list[Tensor]:
+def _row(lengths: list[int], seed: int = 5, size: int = SIZE) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(sum(lengths), n, SIZE, generator=generator).requires_grad_() for n in (HEADS, GROUPS, GROUPS)]
+    return [torch.randn(sum(lengths), n, size, generator=generator).requires_grad_() for n in (HEADS, GROUPS, GROUPS)]
 
 
 def _borders(lengths: list[int]) -> Tensor:

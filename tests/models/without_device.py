@@ -72,6 +72,7 @@ def enter(rank: int, world_size: int, parallel: ParallelConfig) -> None:
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=vp if vp > 1 else None,
+        context_parallel_size=parallel.context_parallel_size,
         create_gloo_process_groups=False,
     )
     core_random.model_parallel_cuda_manual_seed(1, force_reset_rng=True)

@@ -1,7 +1,8 @@
 """Every distinct rank of a layout of any size, built without memory or other machines: meta tensors, fake process groups.
 
 The process groups are megatron-core's own, over torch's fake backend, which knows a rank's place among any number of others
-and sends nothing. Ranks that differ by their data-parallel place alone hold the same parameters: the first stands for all.
+and sends nothing. Ranks that differ by their data- or context-parallel place alone hold the same parameters: the first
+stands for all.
 """
 
 from __future__ import annotations
@@ -82,13 +83,10 @@ def count_layout(config: RunConfig, gpus: int) -> LayoutCount:
     """
     host.install()
     parallel, found = config.parallel, LayoutCount()
-    tensor, data = (
-        parallel.tensor_model_parallel_size,
-        gpus // (parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size),
-    )
-    for stage in range(parallel.pipeline_model_parallel_size):
+    tensor, stages = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    for stage in range(stages):
         for rank in range(tensor):
-            _count_rank(config, gpus, stage * data * tensor + rank, found)
+            _count_rank(config, gpus, stage * (gpus // stages) + rank, found)
     return found
 
 
@@ -101,11 +99,12 @@ def _count_rank(config: RunConfig, gpus: int, rank: int, found: LayoutCount) -> 
         parallel.tensor_model_parallel_size,
         parallel.pipeline_model_parallel_size,
         virtual if virtual > 1 else None,
+        context_parallel_size=parallel.context_parallel_size,
         create_gloo_process_groups=False,
     )
     place = topology.initialize(parallel, seed=0)
     try:
-        assert (place.world_size, place.data_rank) == (gpus, 0)
+        assert (place.world_size, place.replica_rank) == (gpus, 0)
         with torch.device("meta"):
             chunks = [
                 VisionLanguageModel(

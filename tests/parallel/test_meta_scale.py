@@ -132,6 +132,13 @@ def test_an_embedding_that_two_stages_share_counts_once() -> None:
     check_all([(config, 8)])
 
 
+@pytest.mark.parametrize("vision", ["tensor", "data_all_stages"])
+def test_ranks_that_share_rows_hold_the_model_whole(vision: str) -> None:
+    fields = ["--parallel.context_parallel_size", "4", "--parallel.tensor_model_parallel_size", "2"]
+    fields += ["--parallel.pipeline_model_parallel_size", "2", "--parallel.vision", vision]
+    check_all([(at_size("tiny", 64, *fields), 64)])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("gpus", SIZES)
 @pytest.mark.parametrize("preset", preset_names())

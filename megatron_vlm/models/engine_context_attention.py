@@ -1,0 +1,56 @@
+"""Transformer Engine's attention over a context-parallel rank's part of a packed row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformer_engine.pytorch as te
+from megatron.core.extensions.transformer_engine import TEDotProductAttention
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.enums import AttnMaskType
+from torch import Tensor
+
+from megatron_vlm.models.context_row import ContextRow, Piece
+
+
+class EngineContextAttention(TEDotProductAttention):
+    """megatron-core's wrapper of Transformer Engine's attention, which for a ContextRow is called once for each piece.
+
+    megatron-core's mask types have no causal mask of packed documents that is aligned at the bottom right, which a document
+    that goes on needs, so Transformer Engine is called past its wrapper there. Written by Transformer Engine's
+    documentation; run by nobody yet.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """As of the wrapper: packed `[t, heads, d]` -> `[t, heads * d]`."""
+        if isinstance(packed_seq_params, ContextRow):
+            return packed_seq_params.attend(self._attend_piece, query, key, value)
+        out: Tensor = super().forward(
+            query, key, value, attention_mask, attn_mask_type, attention_bias, packed_seq_params, **options
+        )
+        return out
+
+    def _attend_piece(self, query: Tensor, key: Tensor, value: Tensor, piece: Piece) -> Tensor:
+        out: Tensor = te.DotProductAttention.forward(
+            self,
+            query,
+            key,
+            value,
+            qkv_format="thd",
+            cu_seqlens_q=piece.cu_seqlens_q,
+            cu_seqlens_kv=piece.cu_seqlens_kv,
+            max_seqlen_q=piece.max_seqlen_q,
+            max_seqlen_kv=piece.max_seqlen_kv,
+            attn_mask_type="padding_causal_bottom_right",
+        )
+        return out
