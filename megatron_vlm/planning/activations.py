@@ -68,7 +68,7 @@ def _fused(model: ModelConfig, size: int, precision: str, sequence_length: int) 
     language = model.language
     hidden, head, ffn = language.hidden_size, language.head_dim, language.ffn_width
     queries, keys = language.num_attention_heads * head, language.query_groups * head
-    up = 2 if language.activation == "swiglu" else 1
+    up = 2 if language.gated else 1
     into = 1 if precision == "fp8" else size  # what enters a matrix product is kept as it was multiplied
     kept = [
         Kept("input of the first norm", hidden, size, "sequence"),
@@ -96,7 +96,7 @@ def _unfused(model: ModelConfig, size: int, precision: str, sequence_length: int
     hidden, head, ffn = language.hidden_size, language.head_dim, language.ffn_width
     queries, keys = language.num_attention_heads * head, language.query_groups * head
     scores = language.num_attention_heads * sequence_length
-    up = 2 if language.activation == "swiglu" else 1
+    up = 2 if language.gated else 1
     return [
         Kept("inputs of the norms", 2 * hidden, size, "sequence"),
         Kept("input of qkv", hidden, size, "sequence", ("layernorm",)),
@@ -136,7 +136,7 @@ def _host(model: ModelConfig, size: int, precision: str, sequence_length: int) -
         Kept("output of fc1", ffn, size, "tensor", ("mlp",)),
         Kept("input of fc2", ffn, size, "tensor", ("mlp",)),
     ]
-    if language.activation == "swiglu":
+    if language.gated:
         kept.append(Kept("the gate, its activation and the other half", 3 * ffn, size, "tensor", ("mlp",)))
     if language.qk_layernorm:
         kept.append(Kept("the norms of queries and keys", norm * queries + (norm - 1) * keys, size, "tensor"))
@@ -162,7 +162,7 @@ def encoder_layer_keeps(model: ModelConfig, kernels: Kernels, precision: str) ->
     """Of one layer of a trained encoder, a token. Encoders are not sequence-parallel; a frozen one keeps nothing."""
     vision, size = model.vision, value_bytes(precision)
     hidden, ffn = vision.hidden_size, vision.ffn_width
-    up = 2 if vision.activation == "swiglu" else 1
+    up = 2 if vision.gated else 1
     return [
         Kept("inputs of the norms", 2 * hidden, size, "whole"),
         Kept("inputs of qkv and fc1", 2 * hidden, size, "whole"),

@@ -205,7 +205,7 @@ def _streamed(config: RunConfig, layout: Layout, positions: int, size: int) -> f
     """Bytes that a layer's kernels between its products read and write forward, on one rank."""
     language = config.model.language
     shared = layout.tensor if layout.sequence_parallel else 1
-    up = 2 if language.activation == "swiglu" else 1
+    up = 2 if language.gated else 1
     queries_keys = (language.num_attention_heads + language.query_groups) * language.head_dim
     around = 10 * language.hidden_size / shared  # two norms and two sums into the residual
     inside = (up + 1) * language.ffn_width + (4 if language.qk_layernorm else 2) * queries_keys
@@ -243,7 +243,8 @@ def _encoder(
     for vision in model.encoders:
         count, tokens = vision.num_layers - vision.skip_last_layers, mine * (patches + vision.prefix_tokens)
         layers += count
-        streamed += count * tokens * size * (10 * vision.hidden_size + 2 * vision.ffn_width / split)
+        inside = (3 if vision.gated else 2) * vision.ffn_width / split
+        streamed += count * tokens * size * (10 * vision.hidden_size + inside)
         moved += count * encoder_layer_bytes(vision, layout, tokens, size)
     exchanged = clock.tensor_exchange(moved)
     link = clock.links.pipeline if layout.vision == "data_all_stages" and layout.pipeline > 1 else clock.links.tensor

@@ -132,6 +132,11 @@ def test_an_embedding_that_two_stages_share_counts_once() -> None:
     check_all([(config, 8)])
 
 
+def test_gated_activations_have_a_gate_in_every_count() -> None:
+    gated = ["--model.language.activation", "geglu", "--model.vision.activation", "geglu"]
+    check_all([(at_size("tiny", 4, *gated, "--parallel.tensor_model_parallel_size", "2"), 4)])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("gpus", SIZES)
 @pytest.mark.parametrize("preset", preset_names())
