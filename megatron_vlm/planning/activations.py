@@ -183,9 +183,11 @@ def encoder_bytes(
     vision_learns: bool,
     learns: bool,
     recompute: bool = False,
+    features: bool = False,
 ) -> float:
     """What one picture keeps on a rank that encodes it: encoder (if it learns) and projector (if anything learns there).
-    `recompute`: of the encoder's layers only their inputs."""
+    `recompute`: of the encoder's layers only their inputs. `features` are read: in bf16 the projector keeps them as they
+    lie in the batch."""
     projector, size = model.projector, value_bytes(precision)
     patches = (image_size // model.vision.patch_size) ** 2
     kept = 0.0
@@ -200,5 +202,6 @@ def encoder_bytes(
         rows = patches // projector.pixel_shuffle**2
         width = projector.hidden_size or model.language.hidden_size
         hidden = {"linear": 0, "mlp2": 2 * width / split, "mlp3": 2 * width + 2 * width / split}[projector.kind]
-        kept += patches * model.vision_width * size + rows * hidden * size
+        kept += 0 if features and size == 2 else patches * model.vision_width * size
+        kept += rows * hidden * size
     return kept

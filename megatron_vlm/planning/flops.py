@@ -166,7 +166,7 @@ def step_flops(model: ModelConfig, vocab_size: int, batch: BatchShape, frozen: I
     nothing learns, no backward at all. Prefixes of parameters' names are passed over.
     """
     frozen = set(frozen)
-    vision_learns, projector_learns = (batch.pictures > 0 and module not in frozen for module in ("vision", "projector"))
+    vision_learns, projector_learns = pictures_teach(batch.pictures, batch.encoded, frozen)
     language = language_forward(model, vocab_size, batch.positions, batch.document_lengths)
     below_learns = vision_learns or projector_learns
     if model.lora.rank:
@@ -183,6 +183,13 @@ def step_flops(model: ModelConfig, vocab_size: int, batch: BatchShape, frozen: I
         )
         + (0 if batch.encoded else _vision_done(model, batch, vision_learns))
     )
+
+
+def pictures_teach(pictures: float, encoded: bool, frozen: Iterable[str]) -> tuple[bool, bool]:
+    """Whether encoder and projector learn from so many pictures; the encoder not where its features are read (`encoded`),
+    which it is frozen for, by whatever prefix."""
+    frozen = set(frozen)
+    return pictures > 0 and not encoded and "vision" not in frozen, pictures > 0 and "projector" not in frozen
 
 
 def _vision_done(model: ModelConfig, batch: BatchShape, learns: bool) -> int:

@@ -16,6 +16,7 @@ from megatron_vlm.planning.activations import (
     language_layer_keeps,
     value_bytes,
 )
+from megatron_vlm.planning.flops import pictures_teach
 from megatron_vlm.planning.layout import Layout, Recompute
 from megatron_vlm.planning.parameters import language_layer, rank_parameters, trained_parameters
 from megatron_vlm.planning.recomputation import layers_again
@@ -31,7 +32,8 @@ class RankMemory:
 
     `activations`: of language layers, all micro-batches in flight. `encoder`: of encoder and projector, and the picture rows
     that wait. `logits`: of the final norm, the output layer and the loss. `batches`: the packed arrays and pictures of a
-    step. `working`: one layer's intermediates, alive while it runs.
+    step, or the features that are read in their place: the encoder's weights are there all the same, since the run compares
+    them with those that the features are of. `working`: one layer's intermediates, alive while it runs.
     """
 
     stage: int
@@ -115,12 +117,12 @@ def rank_memory(
         return peak_in_flight(stage, layout.pipeline, layout.virtual, micro_batches, sizes)
 
     # nothing is kept where nothing at or below a layer learns
-    learns = "language" not in frozen or (pictures > 0 and not {"vision", "projector"} <= frozen)
+    vision_learns, projector_learns = pictures_teach(pictures, bool(shape.features), frozen)
+    learns = "language" not in frozen or vision_learns or projector_learns
     activations = in_flight([of_chunk(layers) for layers in chunks]) if learns else 0.0
     encoder = 0.0
     hidden_row = model.language.hidden_size * value_bytes(precision)
     if pictures and (stage == 0 or layout.vision == "data_all_stages"):
-        vision_learns, projector_learns = "vision" not in frozen, "projector" not in frozen
         mine = encoded_pictures(layout, pictures)
         one = encoder_bytes(
             model,
@@ -131,6 +133,7 @@ def rank_memory(
             vision_learns,
             vision_learns or projector_learns,
             layout.recompute_vision,
+            bool(shape.features),
         )
         # spread over all stages, pictures of a whole step are encoded before its first micro-batch and wait for its end
         waiting = (
@@ -148,7 +151,9 @@ def rank_memory(
             logits += 2 * positions * vocab_size / tensor * value_bytes(precision)
     batches = micro_batches * float(positions) * _BATCH_BYTES
     if stage == 0 or layout.vision == "data_all_stages":
-        batches += micro_batches * pictures * 3 * shape.image_size**2
+        batches += micro_batches * pictures * shape.picture_bytes
+        if shape.features and layout.vision == "data_all_stages" and projector_learns and precision != "fp32":
+            batches += micro_batches * pictures * shape.picture_bytes  # put together for the step, and kept to learn from
     # gradients of the widest intermediate, and what is computed again at once; an offloaded layer comes back before its use
     widest = max(2 * model.language.ffn_width / tensor, model.language.hidden_size)
     working = 2 * positions * widest * value_bytes(precision) + _at_once(layout) * kept("none")

@@ -16,7 +16,7 @@ from megatron_vlm.planning.communication import (
     stage_border_bytes,
 )
 from megatron_vlm.planning.efficiency import Efficiency
-from megatron_vlm.planning.flops import Forward, language_forward, projector_forward, vision_forward
+from megatron_vlm.planning.flops import Forward, language_forward, pictures_teach, projector_forward, vision_forward
 from megatron_vlm.planning.hardware import Hardware
 from megatron_vlm.planning.layout import Layout
 from megatron_vlm.planning.memory import encoded_pictures
@@ -123,14 +123,14 @@ def pipeline_work(
 ) -> PipelineWork:
     """Of one micro-batch of `shape` with `pictures` (a mean) and documents of `lengths`.
 
-    A frozen encoder runs forward only. Spread over all stages, encoding is a phase of its own before the first micro-batch,
-    and where it learns one after the last, alike on every rank.
+    A frozen encoder runs forward only, and not at all where its features are read. Spread over all stages, encoding is a
+    phase of its own before the first micro-batch, and where it learns one after the last, alike on every rank.
     """
     frozen, lengths = set(frozen), tuple(lengths)
     clock = Clock(layout, hardware, efficiency)
     positions = shape.micro_batch_size * shape.sequence_length
     size = value_bytes(layout.precision)
-    vision_learns, projector_learns = (pictures > 0 and name not in frozen for name in ("vision", "projector"))
+    vision_learns, projector_learns = pictures_teach(pictures, bool(shape.features), frozen)
     below = vision_learns or projector_learns
     learns = "language" not in frozen
     layer_forward, layer_backward, again = _layer(config, layout, shape, lengths, clock, learns, below, kernels)
@@ -234,13 +234,14 @@ def _encoder(
     vision_learns: bool,
     projector_learns: bool,
 ) -> tuple[Work, Work]:
-    """Encoder and projector over a micro-batch's pictures, on the rank that has most of them."""
+    """Encoder and projector over a micro-batch's pictures, on the rank that has most of them. Where features are read only
+    the projector runs."""
     model, size, split = config.model, value_bytes(layout.precision), layout.encoder_split
     mine = encoded_pictures(layout, pictures)
     patches = (shape.image_size // model.vision.patch_size) ** 2
     encoder, projector = vision_forward(model, 1, shape.image_size), projector_forward(model, 1, shape.image_size)
     layers, streamed, moved = 0, 0.0, 0.0
-    for vision in model.encoders:
+    for vision in () if shape.features else model.encoders:
         count, tokens = vision.num_layers - vision.skip_last_layers, mine * (patches + vision.prefix_tokens)
         layers += count
         inside = (3 if vision.gated else 2) * vision.ffn_width / split
@@ -256,7 +257,8 @@ def _encoder(
         inside = clock.encoder((part.matrices + part.attention) * mine, split)
         return inside + clock.encoder(part.first * mine, 1 if part is encoder else split)
 
-    forward = seconds(encoder) + seconds(projector) + clock.stream(streamed) + exchanged + _KERNELS[0] * gap + rows
+    encoding = 0.0 if shape.features else seconds(encoder)
+    forward = encoding + seconds(projector) + clock.stream(streamed) + exchanged + _KERNELS[0] * gap + rows
     backward = 0.0
     if vision_learns:
         backward += 2 * seconds(encoder) + 2 * clock.stream(streamed) + exchanged + _KERNELS[1] * gap
