@@ -37,6 +37,9 @@ class Layout:
     last_layers: int | None = None
     #: fp32, bf16 or fp8 (matrices of the language layers in fp8, everything else as bf16)
     precision: str = "bf16"
+    #: language layers at the model's start and end that stay in bf16 beside fp8
+    first_in_bf16: int = 0
+    last_in_bf16: int = 0
     #: what `performance` says beside `recompute`, under the same names
     recompute_modules: tuple[str, ...] = ("core_attn",)
     recompute_method: Literal["uniform", "block"] = "uniform"
@@ -120,6 +123,8 @@ def layout_of(config: RunConfig, gpus: int, precision: str | None = None, vision
         parallel.num_layers_in_first_pipeline_stage,
         parallel.num_layers_in_last_pipeline_stage,
         chosen,
+        config.precision.first_layers_in_bf16,
+        config.precision.last_layers_in_bf16,
         performance.recompute_modules,
         performance.recompute_method,
         performance.recompute_layers,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import ceil, gcd
 
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.planning.edge_layers import most_stages
 from megatron_vlm.planning.efficiency import Efficiency, efficiency_of
 from megatron_vlm.planning.estimate import Estimate, estimate, padded_vocab
 from megatron_vlm.planning.hardware import Hardware
@@ -77,8 +78,9 @@ def _layouts(config: RunConfig, gpus: int, gpus_per_node: int) -> Iterator[dict[
         vision.ffn_width,
         config.model.projector.hidden_size or language.hidden_size,
     )
+    deepest = min(_MOST_STAGES, most_stages(config))
     for tensor in _divisors(gcd(common, gpus), gpus_per_node):
-        for pipeline in _divisors(gpus // tensor, min(_MOST_STAGES, language.num_layers)):
+        for pipeline in _divisors(gpus // tensor, deepest):
             fields = {
                 "tensor_model_parallel_size": tensor,
                 "pipeline_model_parallel_size": pipeline,

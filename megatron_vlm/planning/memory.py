@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from functools import cache
 from math import ceil
 
 from megatron_vlm.config.run import RunConfig
@@ -16,6 +17,7 @@ from megatron_vlm.planning.activations import (
     language_layer_keeps,
     value_bytes,
 )
+from megatron_vlm.planning.edge_layers import ChunkLayers, chunk_layers
 from megatron_vlm.planning.flops import pictures_teach
 from megatron_vlm.planning.layout import Layout, Recompute
 from megatron_vlm.planning.parameters import language_layer, rank_parameters, trained_parameters
@@ -65,10 +67,11 @@ def state_bytes(trained: int, layout: Layout) -> tuple[float, float]:
 
 
 def weight_bytes(parameters: dict[str, int], layout: Layout, config: RunConfig, stage: int) -> float:
-    """Weights of a rank. FP8 keeps bf16 weights, and of the language layers' matrices two fp8 copies, one transposed."""
+    """Weights of a rank. FP8 keeps bf16 weights, and of the matrices of language layers that are in FP8 two fp8 copies, one
+    transposed."""
     whole = sum(parameters.values()) * float(value_bytes(layout.precision))
     if layout.precision == "fp8":
-        layers = sum(layout.layers(config.model.language.num_layers)[stage])
+        layers = sum(chunk.others for chunk in chunk_layers(layout, config.model.language.num_layers)[stage])
         whole += 2 * language_layer(config.model).split // layout.tensor * layers
     return whole
 
@@ -99,19 +102,28 @@ def rank_memory(
     gradients, optimizer = state_bytes(trained_parameters(parameters, frozen), layout)
     positions = shape.micro_batch_size * shape.sequence_length
     micro_batches = max(1, shape.global_batch_size // (shape.micro_batch_size * layout.data))
-    chunks = layout.layers(model.language.num_layers)[stage]
+    chunks = chunk_layers(layout, model.language.num_layers)[stage]
 
-    def kept(recompute: Recompute) -> float:
+    @cache
+    def kept(recompute: Recompute, precision: str) -> float:
         """Of one layer in one micro-batch."""
         keeps = language_layer_keeps(model, kernels, precision, recompute, shape.sequence_length, layout.recompute_modules)
         return positions * bytes_a_position(keeps, tensor, layout.sequence_parallel)
 
-    def of_chunk(layers: int) -> float:
+    def of_layers(layers: ChunkLayers, recompute: Recompute) -> float:
+        found = layers.others * kept(recompute, precision)
+        return found + layers.in_bf16 * kept(recompute, "bf16") if layers.in_bf16 else found
+
+    def of_chunk(layers: ChunkLayers) -> float:
         if layout.recompute != "full":
-            return max(0, layers - layout.offload_layers) * kept(layout.recompute)
-        again = layers_again(layout, layers)
+            return of_layers(layers.without_first(layout.offload_layers), layout.recompute)
+        again = layers_again(layout, layers.count)
         inputs = again if layout.recompute_method == "block" else ceil(again / layout.recompute_layers)
-        return inputs * kept("full") + (layers - again) * kept("none")
+        return inputs * kept("full", precision) + of_layers(layers.without_first(again), "none")
+
+    def of_one(recompute: Recompute) -> float:
+        """Of the stage's layer that keeps most; in bf16 that is more than in FP8."""
+        return kept(recompute, "bf16" if any(chunk.in_bf16 for chunk in chunks) else precision)
 
     def in_flight(sizes: list[float]) -> float:
         return peak_in_flight(stage, layout.pipeline, layout.virtual, micro_batches, sizes)
@@ -156,9 +168,9 @@ def rank_memory(
             batches += micro_batches * pictures * shape.picture_bytes  # put together for the step, and kept to learn from
     # gradients of the widest intermediate, and what is computed again at once; an offloaded layer comes back before its use
     widest = max(2 * model.language.ffn_width / tensor, model.language.hidden_size)
-    working = 2 * positions * widest * value_bytes(precision) + _at_once(layout) * kept("none")
+    working = 2 * positions * widest * value_bytes(precision) + _at_once(layout) * of_one("none")
     if layout.recompute == "selective":
-        working += kept("none") - kept("selective")
+        working += of_one("none") - of_one("selective")
     return RankMemory(
         stage,
         weight_bytes(parameters, layout, config, stage),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.planning.edge_layers import most_stages
 from megatron_vlm.planning.efficiency import Efficiency
 from megatron_vlm.planning.estimate import Estimate, estimate
 from megatron_vlm.planning.layout_search import with_micro_batch
@@ -63,7 +64,7 @@ def _changes(failed: Estimate) -> Iterator[list[dict[str, object]]]:
         tensor *= 2
         split.append({"parallel.tensor_model_parallel_size": tensor, "parallel.sequence_parallel": True})
     deeper: list[dict[str, object]] = []
-    while pipeline * 2 <= failed.config.model.language.num_layers:
+    while pipeline * 2 <= most_stages(failed.config):
         pipeline *= 2
         deeper.append({"parallel.pipeline_model_parallel_size": pipeline})
     kinds = [recompute, smaller, split, deeper]

@@ -15,6 +15,7 @@ from megatron_vlm.planning.communication import (
     picture_row_bytes,
     stage_border_bytes,
 )
+from megatron_vlm.planning.edge_layers import ChunkLayers, chunk_layers
 from megatron_vlm.planning.efficiency import Efficiency
 from megatron_vlm.planning.flops import Forward, language_forward, pictures_teach, projector_forward, vision_forward
 from megatron_vlm.planning.hardware import Hardware
@@ -87,10 +88,12 @@ class Clock:
         eight = layout.precision == "fp8"
         # what runs in fp8 has another peak and its own share of it
         self.layer_rate = hardware.peak_of(layout.precision) * (efficiency.matrix_fp8 if eight else efficiency.matrix)
+        self.half_rate = self.peak * efficiency.matrix
         self.bandwidth = hardware.memory_bandwidth * efficiency.memory
 
-    def layer_matrices(self, flops: float) -> float:
-        return flops / self.layout.tensor / self.layer_rate
+    def layer_matrices(self, flops: float, in_bf16: bool = False) -> float:
+        """Of a language layer. `in_bf16`: of one that stays so where the layout is in FP8."""
+        return flops / self.layout.tensor / (self.half_rate if in_bf16 else self.layer_rate)
 
     def matrices(self, flops: float, split: int) -> float:
         return flops / split / (self.peak * self.efficiency.matrix)
@@ -133,10 +136,8 @@ def pipeline_work(
     vision_learns, projector_learns = pictures_teach(pictures, bool(shape.features), frozen)
     below = vision_learns or projector_learns
     learns = "language" not in frozen
-    layer_forward, layer_backward, again = _layer(config, layout, shape, lengths, clock, learns, below, kernels)
-    chunks = layout.layers(config.model.language.num_layers)
-    forward = [[layer_forward * count for count in stage] for stage in chunks]
-    backward = [[layer_backward * count + again * layers_again(layout, count) for count in stage] for stage in chunks]
+    chunks = chunk_layers(layout, config.model.language.num_layers)
+    forward, backward = _layers(config, layout, shape, lengths, clock, learns, below, kernels, chunks)
     head_forward, head_backward = _head(config, vocab_size, layout, positions, clock, learns, below)
     forward[-1][-1] += head_forward
     backward[-1][-1] += head_backward
@@ -157,6 +158,42 @@ def pipeline_work(
     return PipelineWork(forward, backward, transfer, before, after)
 
 
+def _layers(
+    config: RunConfig,
+    layout: Layout,
+    shape: StepShape,
+    lengths: tuple[int, ...],
+    clock: Clock,
+    learns: bool,
+    below: bool,
+    kernels: Kernels,
+    chunks: list[list[ChunkLayers]],
+) -> tuple[list[list[Work]], list[list[Work]]]:
+    """Of the language layers of each chunk: forward, and backward with what is computed again."""
+
+    def of_kind(in_bf16: bool) -> tuple[list[list[Work]], list[list[Work]]]:
+        there, back, again = _layer(config, layout, shape, lengths, clock, learns, below, kernels, in_bf16)
+
+        def number(layers: ChunkLayers) -> int:
+            return layers.in_bf16 if in_bf16 else layers.others
+
+        forward = [[there * number(chunk) for chunk in stage] for stage in chunks]
+        backward = [
+            [back * number(chunk) + again * number(chunk.first(layers_again(layout, chunk.count))) for chunk in stage]
+            for stage in chunks
+        ]
+        return forward, backward
+
+    found = of_kind(False)
+    if not any(chunk.in_bf16 for stage in chunks for chunk in stage):
+        return found
+    forward, backward = (
+        [[a + b for a, b in zip(*stages, strict=True)] for stages in zip(*both, strict=True)]
+        for both in zip(found, of_kind(True), strict=True)
+    )
+    return forward, backward
+
+
 def _layer(
     config: RunConfig,
     layout: Layout,
@@ -166,8 +203,10 @@ def _layer(
     learns: bool,
     below: bool,
     kernels: Kernels,
+    in_bf16: bool,
 ) -> tuple[Work, Work, Work]:
-    """Of one language layer: forward, backward, and what it computes again in its backward pass where it recomputes."""
+    """Of one language layer: forward, backward, and what it computes again in its backward pass where it recomputes.
+    `in_bf16`: of one at an end of the model that stays so beside FP8."""
     model, tensor, size = config.model, layout.tensor, value_bytes(layout.precision)
     positions = shape.micro_batch_size * shape.sequence_length
     counted = language_forward(one_layer(model), 0, positions, lengths)
@@ -179,7 +218,7 @@ def _layer(
     there, back = language_layer_bytes(model, layout, positions, size)
     gap = clock.efficiency.kernel_gap
     forward = Work(
-        matrices=clock.layer_matrices(counted.matrices),
+        matrices=clock.layer_matrices(counted.matrices, in_bf16),
         attention=clock.attention(attention, tensor) + clock.stream(scores),
         streaming=clock.stream(streamed) + _KERNELS[0] * gap,
         exchange=clock.tensor_exchange(there),
@@ -189,7 +228,7 @@ def _layer(
     # flash attention makes its scores again: five products backward for two forward
     products = 2.0 if kernels == "unfused" else 2.5
     backward = Work(
-        matrices=clock.layer_matrices(counted.matrices * (1 + learns)),
+        matrices=clock.layer_matrices(counted.matrices * (1 + learns), in_bf16),
         attention=clock.attention(attention * products, tensor) + clock.stream(2 * scores),
         streaming=clock.stream(2 * streamed) + _KERNELS[1] * gap,
         exchange=clock.tensor_exchange(back),
@@ -198,7 +237,7 @@ def _layer(
         return forward, backward, forward
     again = layer_again(model, layout, positions, lengths)
     attended = forward.attention if again.attention else 0.0
-    return forward, backward, Work(matrices=clock.layer_matrices(again.matrices), attention=attended)
+    return forward, backward, Work(matrices=clock.layer_matrices(again.matrices, in_bf16), attention=attended)
 
 
 def _streamed(config: RunConfig, layout: Layout, positions: int, size: int) -> float:
