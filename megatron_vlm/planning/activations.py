@@ -22,7 +22,8 @@ Split = Literal["tensor", "sequence", "whole"]
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A tensor that is kept: `width` values a position of `bytes` each. `spared`: the modules of which one is enough for it
+    """A tensor that is kept: `width` values a position of `bytes` each; a position is one of a context-parallel rank's own,
+    whatever part of the row the tensor is of. `spared`: the modules of which one is enough for it
     not to be kept, where selective recomputation computes that again: core_attn, layernorm, mlp."""
 
     name: str
@@ -32,7 +33,7 @@ class Kept:
     spared: tuple[str, ...] = ()
 
     def on_rank(self, tensor: int, sequence_parallel: bool) -> float:
-        """Bytes a position of the whole sequence on one rank."""
+        """Bytes a position of the whole sequence (of a context-parallel rank's part of it) on one rank."""
         shared = self.split == "tensor" or (self.split == "sequence" and sequence_parallel)
         return self.width * self.bytes / (tensor if shared else 1)
 
@@ -52,19 +53,25 @@ def language_layer_keeps(
     recompute: Recompute,
     sequence_length: int,
     modules: Iterable[str] = ("core_attn",),
+    context: int = 1,
 ) -> list[Kept]:
     """Of one language layer. `sequence_length` matters where scores are kept: keys that a position has, padding and all.
-    `modules` are those that selective recomputation computes again."""
+    `modules` are those that selective recomputation computes again. Of `context` context-parallel ranks each keeps the keys
+    and values of all their positions, in place of its own, unless its attention is computed again and gathers them again.
+    """
     size = value_bytes(precision)
     hidden = model.language.hidden_size
     if recompute == "full":
         return [Kept("input of the layer", hidden, size, "sequence")]
-    everything = {"fused": _fused, "unfused": _unfused, "host": _host}[kernels](model, size, precision, sequence_length)
     again = set(modules) if recompute == "selective" else set()
+    of = 1 if "core_attn" in again else context
+    make = {"fused": _fused, "unfused": _unfused, "host": _host}[kernels]
+    everything = make(model, size, precision, sequence_length, of)
     return [item for item in everything if again.isdisjoint(item.spared)]
 
 
-def _fused(model: ModelConfig, size: int, precision: str, sequence_length: int) -> list[Kept]:
+def _fused(model: ModelConfig, size: int, precision: str, sequence_length: int, of: int) -> list[Kept]:
+    """`of`: positions whose keys and values are kept, for each of the rank's own; in the others too."""
     language = model.language
     hidden, head, ffn = language.hidden_size, language.head_dim, language.ffn_width
     queries, keys = language.num_attention_heads * head, language.query_groups * head
@@ -73,7 +80,7 @@ def _fused(model: ModelConfig, size: int, precision: str, sequence_length: int) 
     kept = [
         Kept("input of the first norm", hidden, size, "sequence"),
         Kept("input of qkv", hidden, into, "sequence"),
-        Kept("queries, keys, values", queries + 2 * keys, size, "tensor"),
+        Kept("queries, keys, values", queries + 2 * keys * of, size, "tensor"),
         Kept("output of the attention", queries, size, "tensor"),
         Kept("sums of exponentials", language.num_attention_heads, 4, "tensor", ("core_attn",)),
         Kept("input of the second norm", hidden, size, "sequence"),
@@ -90,7 +97,7 @@ def _fused(model: ModelConfig, size: int, precision: str, sequence_length: int) 
     return kept
 
 
-def _unfused(model: ModelConfig, size: int, precision: str, sequence_length: int) -> list[Kept]:
+def _unfused(model: ModelConfig, size: int, precision: str, sequence_length: int, of: int) -> list[Kept]:
     """Section 4.1: 11 sbh + 5 a s^2 b of the attention, 19 sbh of the MLP, 4 sbh of the norms, in 16 bits."""
     language = model.language
     hidden, head, ffn = language.hidden_size, language.head_dim, language.ffn_width
@@ -100,11 +107,11 @@ def _unfused(model: ModelConfig, size: int, precision: str, sequence_length: int
     return [
         Kept("inputs of the norms", 2 * hidden, size, "sequence"),
         Kept("input of qkv", hidden, size, "sequence", ("layernorm",)),
-        Kept("queries and keys", queries + keys, size, "tensor"),
+        Kept("queries and keys", queries + keys * of, size, "tensor"),
         Kept("softmax", scores, size, "tensor", ("core_attn",)),
         Kept("mask of the dropout of the scores", scores, 1, "tensor", ("core_attn",)),
         Kept("scores after dropout", scores, size, "tensor", ("core_attn",)),
-        Kept("values", keys, size, "tensor"),
+        Kept("values", keys * of, size, "tensor"),
         Kept("input of the projection", queries, size, "tensor"),
         Kept("mask of the attention's dropout", hidden, 1, "sequence"),
         Kept("input of fc1", hidden, size, "sequence", ("layernorm",)),
@@ -114,7 +121,7 @@ def _unfused(model: ModelConfig, size: int, precision: str, sequence_length: int
     ]
 
 
-def _host(model: ModelConfig, size: int, precision: str, sequence_length: int) -> list[Kept]:
+def _host(model: ModelConfig, size: int, precision: str, sequence_length: int, of: int) -> list[Kept]:
     language = model.language
     hidden, head, ffn = language.hidden_size, language.head_dim, language.ffn_width
     queries, keys = language.num_attention_heads * head, language.query_groups * head
@@ -125,8 +132,8 @@ def _host(model: ModelConfig, size: int, precision: str, sequence_length: int) -
         Kept("inside of the first norm", divided, size, "sequence", ("layernorm",)),
         Kept("input of qkv", hidden, size, "sequence", ("layernorm",)),
         Kept("output of qkv", queries + 2 * keys, size, "tensor"),
-        Kept("queries and keys with their places, by documents", queries + keys, size, "tensor"),
-        Kept("values by documents, and the output", queries + keys, size, "tensor", ("core_attn",)),
+        Kept("queries and keys with their places, by documents", queries + keys * of, size, "tensor"),
+        Kept("values by documents, and the output", queries + keys * of, size, "tensor", ("core_attn",)),
         Kept("sums of exponentials", language.num_attention_heads, 4, "tensor", ("core_attn",)),
         Kept("input of the projection", queries, size, "tensor"),
         Kept("sines and cosines", 4 * head, size, "whole"),

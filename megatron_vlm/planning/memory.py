@@ -35,7 +35,8 @@ class RankMemory:
     `activations`: of language layers, all micro-batches in flight. `encoder`: of encoder and projector, and the picture rows
     that wait. `logits`: of the final norm, the output layer and the loss. `batches`: the packed arrays and pictures of a
     step, or the features that are read in their place: the encoder's weights are there all the same, since the run compares
-    them with those that the features are of. `working`: one layer's intermediates, alive while it runs.
+    them with those that the features are of. Context-parallel ranks each have those of a whole micro-batch. `working`: one
+    layer's intermediates, alive while it runs.
     """
 
     stage: int
@@ -60,10 +61,10 @@ def state_bytes(trained: int, layout: Layout) -> tuple[float, float]:
     """Gradients and optimiser state of a rank with so many trained parameters.
 
     Gradients are reduced and kept in fp32. Adam has two fp32 moments; where weights are not fp32 also a fp32 copy of them. A
-    distributed optimiser shares that over data-parallel ranks.
+    distributed optimiser shares that over all ranks that have the same parameters, data- and context-parallel ones.
     """
     state = trained * (8 if layout.precision == "fp32" else 12)
-    return trained * 4.0, state / (layout.data if layout.distributed_optimizer else 1)
+    return trained * 4.0, state / (layout.replicas if layout.distributed_optimizer else 1)
 
 
 def weight_bytes(parameters: dict[str, int], layout: Layout, config: RunConfig, stage: int) -> float:
@@ -77,9 +78,9 @@ def weight_bytes(parameters: dict[str, int], layout: Layout, config: RunConfig, 
 
 
 def encoded_pictures(layout: Layout, pictures: float) -> float:
-    """Of a micro-batch's pictures, those that one rank encodes; whole pictures, so that the busiest has at least one."""
-    ranks = {"tensor": 1, "data_first_stage": layout.tensor, "data_all_stages": layout.tensor * layout.pipeline}
-    return max(pictures / ranks[layout.vision], min(1.0, pictures))
+    """Of a micro-batch's pictures, those that one rank encodes; whole pictures, so that the busiest has at least one.
+    Context-parallel ranks share them, on top of whom `parallel.vision` names."""
+    return max(pictures / (layout.encoding_ranks * layout.context), min(1.0, pictures))
 
 
 def rank_memory(
@@ -100,14 +101,15 @@ def rank_memory(
     model, precision, tensor = config.model, layout.precision, layout.tensor
     parameters = rank_parameters(model, vocab_size, layout, stage)
     gradients, optimizer = state_bytes(trained_parameters(parameters, frozen), layout)
-    positions = shape.micro_batch_size * shape.sequence_length
+    positions = layout.positions(shape)
     micro_batches = max(1, shape.global_batch_size // (shape.micro_batch_size * layout.data))
     chunks = chunk_layers(layout, model.language.num_layers)[stage]
 
     @cache
     def kept(recompute: Recompute, precision: str) -> float:
         """Of one layer in one micro-batch."""
-        keeps = language_layer_keeps(model, kernels, precision, recompute, shape.sequence_length, layout.recompute_modules)
+        length, again = shape.sequence_length, layout.recompute_modules
+        keeps = language_layer_keeps(model, kernels, precision, recompute, length, again, layout.context)
         return positions * bytes_a_position(keeps, tensor, layout.sequence_parallel)
 
     def of_layers(layers: ChunkLayers, recompute: Recompute) -> float:
@@ -161,13 +163,15 @@ def rank_memory(
         logits = positions * bytes_a_position(keeps, tensor, layout.sequence_parallel)
         if kernels != "host":  # the logits themselves, and the copy that the loss works in
             logits += 2 * positions * vocab_size / tensor * value_bytes(precision)
-    batches = micro_batches * float(positions) * _BATCH_BYTES
+    batches = micro_batches * float(shape.micro_batch_size * shape.sequence_length) * _BATCH_BYTES
     if stage == 0 or layout.vision == "data_all_stages":
         batches += micro_batches * pictures * shape.picture_bytes
         if shape.features and layout.vision == "data_all_stages" and projector_learns and precision != "fp32":
             batches += micro_batches * pictures * shape.picture_bytes  # put together for the step, and kept to learn from
     # gradients of the widest intermediate, and what is computed again at once; an offloaded layer comes back before its use
     widest = max(2 * model.language.ffn_width / tensor, model.language.hidden_size)
+    if layout.context > 1:  # gradients of the keys and values of all positions, before they are reduced and scattered
+        widest = max(widest, model.language.query_groups * model.language.head_dim / tensor * layout.context)
     working = 2 * positions * widest * value_bytes(precision) + _at_once(layout) * of_one("none")
     if layout.recompute == "selective":
         working += of_one("none") - of_one("selective")
