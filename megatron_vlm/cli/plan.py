@@ -8,6 +8,8 @@
                                                                     fit the model of speed to a run of your own
   megatron-vlm plan published                                       how far off it is on runs that others published
 
+search tries every tensor, pipeline and virtual size, and for rows of 8192 positions or more every context-parallel size too.
+
 CONFIG is a YAML file or the name of a preset; --section.field VALUE overrides it as in `megatron-vlm train`. Nothing is
 loaded and no GPU is needed. Where a dataset is not there, documents are assumed and it says so; --assume tells better.
 

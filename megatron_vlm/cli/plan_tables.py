@@ -111,7 +111,10 @@ def describe_run(plan: Estimate, price: float | None) -> Iterator[str]:
 
 def describe_remedies(found: list[Remedy]) -> Iterator[str]:
     if not found:
-        yield "No change of recomputation, micro-batch, tensor or pipeline size makes it fit; plan search tries all layouts."
+        yield (
+            "No change of recomputation, micro-batch, tensor, context or pipeline size makes it fit; plan search tries all "
+            "layouts."
+        )
         return
     yield "Nearest that fits:"
     for remedy in found:
@@ -207,6 +210,7 @@ def as_json(plan: Estimate, price: float | None, given: RunConfig) -> dict[str, 
         "gpu": plan.hardware.name,
         "layout": {
             "tensor": layout.tensor,
+            "context": layout.context,
             "pipeline": layout.pipeline,
             "virtual": layout.virtual,
             "data": layout.data,

@@ -113,6 +113,11 @@ class VisionConfig:
         return self.ffn_hidden_size or 4 * self.hidden_size
 
     @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate matrix beside its up matrix."""
+        return self.activation in GATED
+
+    @property
     def grid(self) -> int:
         """Patches along one side."""
         return self.image_size // self.patch_size

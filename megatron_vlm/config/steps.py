@@ -41,6 +41,11 @@ class StepShape:
         """Rows that a picture takes."""
         return PictureRows(self.image_tokens, self.patch, self.fold)
 
+    @property
+    def picture_bytes(self) -> int:
+        """Of one picture (the largest) as a batch holds it: pixels of three bytes, or its features in bf16."""
+        return 2 * self.features * self.image_tokens if self.features else 3 * self.image_size**2
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:

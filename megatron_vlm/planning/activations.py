@@ -22,7 +22,8 @@ Split = Literal["tensor", "sequence", "whole"]
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A tensor that is kept: `width` values a position of `bytes` each. `spared`: the modules of which one is enough for it
+    """A tensor that is kept: `width` values a position of `bytes` each; a position is one of a context-parallel rank's own,
+    whatever part of the row the tensor is of. `spared`: the modules of which one is enough for it
     not to be kept, where selective recomputation computes that again: core_attn, layernorm, mlp."""
 
     name: str
@@ -32,7 +33,7 @@ class Kept:
     spared: tuple[str, ...] = ()
 
     def on_rank(self, tensor: int, sequence_parallel: bool) -> float:
-        """Bytes a position of the whole sequence on one rank."""
+        """Bytes a position of the whole sequence (of a context-parallel rank's part of it) on one rank."""
         shared = self.split == "tensor" or (self.split == "sequence" and sequence_parallel)
         return self.width * self.bytes / (tensor if shared else 1)
 
@@ -52,28 +53,34 @@ def language_layer_keeps(
     recompute: Recompute,
     sequence_length: int,
     modules: Iterable[str] = ("core_attn",),
+    context: int = 1,
 ) -> list[Kept]:
     """Of one language layer. `sequence_length` matters where scores are kept: keys that a position has, padding and all.
-    `modules` are those that selective recomputation computes again."""
+    `modules` are those that selective recomputation computes again. Of `context` context-parallel ranks each keeps the keys
+    and values of all their positions, in place of its own, unless its attention is computed again and gathers them again.
+    """
     size = value_bytes(precision)
     hidden = model.language.hidden_size
     if recompute == "full":
         return [Kept("input of the layer", hidden, size, "sequence")]
-    everything = {"fused": _fused, "unfused": _unfused, "host": _host}[kernels](model, size, precision, sequence_length)
     again = set(modules) if recompute == "selective" else set()
+    of = 1 if "core_attn" in again else context
+    make = {"fused": _fused, "unfused": _unfused, "host": _host}[kernels]
+    everything = make(model, size, precision, sequence_length, of)
     return [item for item in everything if again.isdisjoint(item.spared)]
 
 
-def _fused(model: ModelConfig, size: int, precision: str, sequence_length: int) -> list[Kept]:
+def _fused(model: ModelConfig, size: int, precision: str, sequence_length: int, of: int) -> list[Kept]:
+    """`of`: positions whose keys and values are kept, for each of the rank's own; in the others too."""
     language = model.language
     hidden, head, ffn = language.hidden_size, language.head_dim, language.ffn_width
     queries, keys = language.num_attention_heads * head, language.query_groups * head
-    up = 2 if language.activation == "swiglu" else 1
+    up = 2 if language.gated else 1
     into = 1 if precision == "fp8" else size  # what enters a matrix product is kept as it was multiplied
     kept = [
         Kept("input of the first norm", hidden, size, "sequence"),
         Kept("input of qkv", hidden, into, "sequence"),
-        Kept("queries, keys, values", queries + 2 * keys, size, "tensor"),
+        Kept("queries, keys, values", queries + 2 * keys * of, size, "tensor"),
         Kept("output of the attention", queries, size, "tensor"),
         Kept("sums of exponentials", language.num_attention_heads, 4, "tensor", ("core_attn",)),
         Kept("input of the second norm", hidden, size, "sequence"),
@@ -90,21 +97,21 @@ def _fused(model: ModelConfig, size: int, precision: str, sequence_length: int) 
     return kept
 
 
-def _unfused(model: ModelConfig, size: int, precision: str, sequence_length: int) -> list[Kept]:
+def _unfused(model: ModelConfig, size: int, precision: str, sequence_length: int, of: int) -> list[Kept]:
     """Section 4.1: 11 sbh + 5 a s^2 b of the attention, 19 sbh of the MLP, 4 sbh of the norms, in 16 bits."""
     language = model.language
     hidden, head, ffn = language.hidden_size, language.head_dim, language.ffn_width
     queries, keys = language.num_attention_heads * head, language.query_groups * head
     scores = language.num_attention_heads * sequence_length
-    up = 2 if language.activation == "swiglu" else 1
+    up = 2 if language.gated else 1
     return [
         Kept("inputs of the norms", 2 * hidden, size, "sequence"),
         Kept("input of qkv", hidden, size, "sequence", ("layernorm",)),
-        Kept("queries and keys", queries + keys, size, "tensor"),
+        Kept("queries and keys", queries + keys * of, size, "tensor"),
         Kept("softmax", scores, size, "tensor", ("core_attn",)),
         Kept("mask of the dropout of the scores", scores, 1, "tensor", ("core_attn",)),
         Kept("scores after dropout", scores, size, "tensor", ("core_attn",)),
-        Kept("values", keys, size, "tensor"),
+        Kept("values", keys * of, size, "tensor"),
         Kept("input of the projection", queries, size, "tensor"),
         Kept("mask of the attention's dropout", hidden, 1, "sequence"),
         Kept("input of fc1", hidden, size, "sequence", ("layernorm",)),
@@ -114,7 +121,7 @@ def _unfused(model: ModelConfig, size: int, precision: str, sequence_length: int
     ]
 
 
-def _host(model: ModelConfig, size: int, precision: str, sequence_length: int) -> list[Kept]:
+def _host(model: ModelConfig, size: int, precision: str, sequence_length: int, of: int) -> list[Kept]:
     language = model.language
     hidden, head, ffn = language.hidden_size, language.head_dim, language.ffn_width
     queries, keys = language.num_attention_heads * head, language.query_groups * head
@@ -125,8 +132,8 @@ def _host(model: ModelConfig, size: int, precision: str, sequence_length: int) -
         Kept("inside of the first norm", divided, size, "sequence", ("layernorm",)),
         Kept("input of qkv", hidden, size, "sequence", ("layernorm",)),
         Kept("output of qkv", queries + 2 * keys, size, "tensor"),
-        Kept("queries and keys with their places, by documents", queries + keys, size, "tensor"),
-        Kept("values by documents, and the output", queries + keys, size, "tensor", ("core_attn",)),
+        Kept("queries and keys with their places, by documents", queries + keys * of, size, "tensor"),
+        Kept("values by documents, and the output", queries + keys * of, size, "tensor", ("core_attn",)),
         Kept("sums of exponentials", language.num_attention_heads, 4, "tensor", ("core_attn",)),
         Kept("input of the projection", queries, size, "tensor"),
         Kept("sines and cosines", 4 * head, size, "whole"),
@@ -136,7 +143,7 @@ def _host(model: ModelConfig, size: int, precision: str, sequence_length: int) -
         Kept("output of fc1", ffn, size, "tensor", ("mlp",)),
         Kept("input of fc2", ffn, size, "tensor", ("mlp",)),
     ]
-    if language.activation == "swiglu":
+    if language.gated:
         kept.append(Kept("the gate, its activation and the other half", 3 * ffn, size, "tensor", ("mlp",)))
     if language.qk_layernorm:
         kept.append(Kept("the norms of queries and keys", norm * queries + (norm - 1) * keys, size, "tensor"))
@@ -162,7 +169,7 @@ def encoder_layer_keeps(model: ModelConfig, kernels: Kernels, precision: str) ->
     """Of one layer of a trained encoder, a token. Encoders are not sequence-parallel; a frozen one keeps nothing."""
     vision, size = model.vision, value_bytes(precision)
     hidden, ffn = vision.hidden_size, vision.ffn_width
-    up = 2 if vision.activation == "swiglu" else 1
+    up = 2 if vision.gated else 1
     return [
         Kept("inputs of the norms", 2 * hidden, size, "whole"),
         Kept("inputs of qkv and fc1", 2 * hidden, size, "whole"),
@@ -183,9 +190,11 @@ def encoder_bytes(
     vision_learns: bool,
     learns: bool,
     recompute: bool = False,
+    features: bool = False,
 ) -> float:
     """What one picture keeps on a rank that encodes it: encoder (if it learns) and projector (if anything learns there).
-    `recompute`: of the encoder's layers only their inputs."""
+    `recompute`: of the encoder's layers only their inputs. `features` are read: in bf16 the projector keeps them as they
+    lie in the batch."""
     projector, size = model.projector, value_bytes(precision)
     patches = (image_size // model.vision.patch_size) ** 2
     kept = 0.0
@@ -200,5 +209,6 @@ def encoder_bytes(
         rows = patches // projector.pixel_shuffle**2
         width = projector.hidden_size or model.language.hidden_size
         hidden = {"linear": 0, "mlp2": 2 * width / split, "mlp3": 2 * width + 2 * width / split}[projector.kind]
-        kept += patches * model.vision_width * size + rows * hidden * size
+        kept += 0 if features and size == 2 else patches * model.vision_width * size
+        kept += rows * hidden * size
     return kept

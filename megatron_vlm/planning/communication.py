@@ -16,9 +16,10 @@ from megatron_vlm.planning.layout import Layout
 
 @dataclass(frozen=True)
 class Links:
-    """Bytes a second that collectives of a layout's groups reach."""
+    """Bytes a second that collectives of a layout's groups reach. `data`: of all ranks with the same part of the model."""
 
     tensor: float
+    context: float
     data: float
     pipeline: float
 
@@ -31,9 +32,15 @@ def links(layout: Layout, hardware: Hardware, efficiency: Efficiency) -> Links:
         return node if group <= in_node else min(node, network * in_node)
 
     tensor_inside = min(layout.tensor, hardware.gpus_per_node)
-    data_inside = layout.data_in_node(hardware.gpus_per_node)
+    context_inside = layout.context_in_node(hardware.gpus_per_node)
+    replicas_inside = layout.replicas_in_node(hardware.gpus_per_node)
     whole_inside = layout.gpus <= hardware.gpus_per_node
-    return Links(of(layout.tensor, tensor_inside), of(layout.data, data_inside), node if whole_inside else network)
+    return Links(
+        of(layout.tensor, tensor_inside),
+        of(layout.context, context_inside),
+        of(layout.replicas, replicas_inside),
+        node if whole_inside else network,
+    )
 
 
 def gathered(bytes_: float, ranks: int) -> float:
@@ -51,6 +58,17 @@ def language_layer_bytes(model: ModelConfig, layout: Layout, positions: int, val
     return 4 * one, 4 * one
 
 
+def context_layer_bytes(model: ModelConfig, layout: Layout, positions: int, value_bytes: int) -> float:
+    """Context-parallel traffic of one language layer, through each rank that has `positions`: forward, and as much backward.
+
+    Forward, a gather of keys and values, `[positions, 2 * query groups / tensor, head]` from each rank; backward, a
+    reduce-scatter of their gradients.
+    """
+    language = model.language
+    width = 2 * language.query_groups * language.head_dim / layout.tensor
+    return gathered(layout.context * positions * width * value_bytes, layout.context)
+
+
 def encoder_layer_bytes(vision: VisionConfig, layout: Layout, tokens: float, value_bytes: int) -> float:
     """Of one encoder layer forward, as much again backward; nothing where each rank has the encoder whole."""
     if layout.vision != "tensor":
@@ -59,9 +77,15 @@ def encoder_layer_bytes(vision: VisionConfig, layout: Layout, tokens: float, val
 
 
 def picture_row_bytes(model: ModelConfig, layout: Layout, rows: float, value_bytes: int) -> float:
-    """Rows of pictures that ranks encoded apart, gathered on those of the first stage: bytes through each of these."""
-    ranks = {"tensor": 1, "data_first_stage": layout.tensor, "data_all_stages": layout.tensor * layout.pipeline}
-    return gathered(rows * model.language.hidden_size * value_bytes, ranks[layout.vision])
+    """Of all `rows` of pictures, those of one context-parallel rank, which others that `parallel.vision` names encoded with
+    it: gathered on the ranks of the first stage, bytes through each of these."""
+    return gathered(rows / layout.context * model.language.hidden_size * value_bytes, layout.encoding_ranks)
+
+
+def context_row_bytes(model: ModelConfig, layout: Layout, rows: float, value_bytes: int) -> float:
+    """All `rows` of pictures, `[rows, hidden]`, gathered over context-parallel ranks; backward their gradients are reduced
+    and scattered, which is as much."""
+    return gathered(rows * model.language.hidden_size * value_bytes, layout.context)
 
 
 def stage_border_bytes(model: ModelConfig, layout: Layout, positions: int, value_bytes: int) -> float:

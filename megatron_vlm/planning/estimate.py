@@ -99,8 +99,9 @@ class Estimate:
 
     @property
     def memory_by_rank(self) -> tuple[RankMemory, ...]:
-        """The same for every rank of one model replica, tensor-parallel neighbours first."""
-        return tuple(memory for memory in self.memory_by_stage for _ in range(self.layout.tensor))
+        """The same for every rank that a micro-batch is computed by, tensor-parallel neighbours first."""
+        ranks = self.layout.tensor * self.layout.context
+        return tuple(memory for memory in self.memory_by_stage for _ in range(ranks))
 
     @property
     def most_memory(self) -> RankMemory:
@@ -139,11 +140,10 @@ def estimate(
         ConfigError: GPUs that the layout does not divide, or a precision that they lack.
     """
     layout = layout_of(config, gpus, precision, vision)
-    if gpus % (layout.tensor * layout.pipeline):
-        size = layout.tensor * layout.pipeline
-        raise ConfigError(
-            f"--gpus {gpus}: tensor x pipeline = {size} does not divide it; nearest: {max(1, gpus // size) * size}"
-        )
+    size = config.parallel.model_ranks
+    if gpus % size:
+        sizes = "tensor x context x pipeline" if layout.context > 1 else "tensor x pipeline"
+        raise ConfigError(f"--gpus {gpus}: {sizes} = {size} does not divide it; nearest: {max(1, gpus // size) * size}")
     hardware.peak_of(layout.precision)
     padded = padded_vocab(config, vocab_size)
     measured = efficiency or efficiency_of(hardware.name)

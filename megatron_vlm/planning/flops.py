@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from megatron_vlm.config.model import GATED, LanguageConfig, ModelConfig
+from megatron_vlm.config.model import LanguageConfig, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _lora(model: ModelConfig, positions: int) -> Forward:
     language, lora = model.language, model.lora
     hidden, width = language.hidden_size, language.ffn_width
     heads, groups = language.num_attention_heads * language.head_dim, language.query_groups * language.head_dim
-    up = 2 if language.activation == "swiglu" else 1
+    up = 2 if language.gated else 1
     sides = {"qkv": hidden + heads + 2 * groups, "proj": heads + hidden, "fc1": hidden + up * width, "fc2": width + hidden}
     layer = 2 * positions * lora.rank * sum(sides[target] for target in lora.targets)
     first = 2 * positions * lora.rank * hidden if "qkv" in lora.targets else 0
@@ -120,7 +120,7 @@ def vision_forward(
     tokens = count + pictures * prefix
     pairs = squares + 2 * prefix * count + pictures * prefix * prefix  # every patch sees every patch of its picture
     hidden, width = vision.hidden_size, vision.ffn_width
-    up = 2 if vision.activation in GATED else 1
+    up = 2 if vision.gated else 1
     layers = vision.num_layers - vision.skip_last_layers
     matrices = 2 * tokens * hidden * 4 * hidden + 2 * tokens * hidden * width * (up + 1)
     return Forward(2 * count * 3 * vision.patch_size**2 * hidden, layers * matrices, layers * 4 * pairs * hidden)
@@ -166,7 +166,7 @@ def step_flops(model: ModelConfig, vocab_size: int, batch: BatchShape, frozen: I
     nothing learns, no backward at all. Prefixes of parameters' names are passed over.
     """
     frozen = set(frozen)
-    vision_learns, projector_learns = (batch.pictures > 0 and module not in frozen for module in ("vision", "projector"))
+    vision_learns, projector_learns = pictures_teach(batch.pictures, batch.encoded, frozen)
     language = language_forward(model, vocab_size, batch.positions, batch.document_lengths)
     below_learns = vision_learns or projector_learns
     if model.lora.rank:
@@ -183,6 +183,13 @@ def step_flops(model: ModelConfig, vocab_size: int, batch: BatchShape, frozen: I
         )
         + (0 if batch.encoded else _vision_done(model, batch, vision_learns))
     )
+
+
+def pictures_teach(pictures: float, encoded: bool, frozen: Iterable[str]) -> tuple[bool, bool]:
+    """Whether encoder and projector learn from so many pictures; the encoder not where its features are read (`encoded`),
+    which it is frozen for, by whatever prefix."""
+    frozen = set(frozen)
+    return pictures > 0 and not encoded and "vision" not in frozen, pictures > 0 and "projector" not in frozen
 
 
 def _vision_done(model: ModelConfig, batch: BatchShape, learns: bool) -> int:

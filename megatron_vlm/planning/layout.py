@@ -7,6 +7,7 @@ from typing import Literal
 
 from megatron_vlm.config.parallel import VISION_PLACEMENTS, VisionPlacement
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.config.steps import StepShape
 
 __all__ = ["VISION_PLACEMENTS", "Layout", "Recompute", "VisionPlacement", "layout_of", "with_vision"]
 
@@ -17,8 +18,8 @@ Recompute = Literal["none", "selective", "full"]
 class Layout:
     """Sizes of the groups, and what changes memory or time.
 
-    Ranks are ordered tensor, data, pipeline, as megatron-core's are: tensor-parallel neighbours share a node, pipeline
-    stages are the furthest apart.
+    Ranks are ordered tensor, context, data, pipeline, as megatron-core's are: tensor-parallel neighbours share a node,
+    pipeline stages are the furthest apart.
     """
 
     gpus: int
@@ -37,16 +38,30 @@ class Layout:
     last_layers: int | None = None
     #: fp32, bf16 or fp8 (matrices of the language layers in fp8, everything else as bf16)
     precision: str = "bf16"
+    #: language layers at the model's start and end that stay in bf16 beside fp8
+    first_in_bf16: int = 0
+    last_in_bf16: int = 0
     #: what `performance` says beside `recompute`, under the same names
     recompute_modules: tuple[str, ...] = ("core_attn",)
     recompute_method: Literal["uniform", "block"] = "uniform"
     recompute_layers: int = 1
     recompute_vision: bool = False
     offload_layers: int = 0
+    #: ranks that share the positions of each micro-batch, and its pictures
+    context: int = 1
 
     @property
     def data(self) -> int:
-        return self.gpus // (self.tensor * self.pipeline)
+        return self.gpus // (self.tensor * self.context * self.pipeline)
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that have the same part of the model: gradients are summed and optimiser state is shared over them."""
+        return self.data * self.context
+
+    def positions(self, shape: StepShape) -> int:
+        """Of a micro-batch, those of one context-parallel rank."""
+        return shape.micro_batch_size * shape.sequence_length // self.context
 
     @property
     def encoder_split(self) -> int:
@@ -66,14 +81,25 @@ class Layout:
             stages[-1] = self.last_layers
         return [[n] for n in stages]
 
-    def data_in_node(self, gpus_per_node: int) -> int:
-        """Members of a data-parallel group that share a node."""
-        return max(1, min(self.data, gpus_per_node // self.tensor))
+    @property
+    def encoding_ranks(self) -> int:
+        """Ranks that share the pictures of a micro-batch, or of a step, but for context-parallel ones."""
+        return {"tensor": 1, "data_first_stage": self.tensor, "data_all_stages": self.tensor * self.pipeline}[self.vision]
+
+    def context_in_node(self, gpus_per_node: int) -> int:
+        """Members of a context-parallel group that share a node."""
+        return max(1, min(self.context, gpus_per_node // self.tensor))
+
+    def replicas_in_node(self, gpus_per_node: int) -> int:
+        """Those of `replicas` that share a node."""
+        return max(1, min(self.replicas, gpus_per_node // self.tensor))
 
     def __str__(self) -> str:
         words = [f"tp {self.tensor}", f"pp {self.pipeline}", f"dp {self.data}"]
         if self.virtual > 1:
             words.insert(2, f"vp {self.virtual}")
+        if self.context > 1:
+            words.insert(1, f"cp {self.context}")
         if self.recompute != "none":
             words.append(f"recompute {self._recomputed()}")
         if self.recompute_vision:
@@ -120,9 +146,12 @@ def layout_of(config: RunConfig, gpus: int, precision: str | None = None, vision
         parallel.num_layers_in_first_pipeline_stage,
         parallel.num_layers_in_last_pipeline_stage,
         chosen,
+        config.precision.first_layers_in_bf16,
+        config.precision.last_layers_in_bf16,
         performance.recompute_modules,
         performance.recompute_method,
         performance.recompute_layers,
         performance.recompute_vision,
         performance.cpu_offload_layers,
+        parallel.context_parallel_size,
     )

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from math import ceil, gcd
 
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.planning.context_sizes import context_sizes, rows_divide
+from megatron_vlm.planning.edge_layers import most_stages
 from megatron_vlm.planning.efficiency import Efficiency, efficiency_of
 from megatron_vlm.planning.estimate import Estimate, estimate, padded_vocab
 from megatron_vlm.planning.hardware import Hardware
@@ -65,8 +67,8 @@ def _uneven(layers: int, pipeline: int) -> Iterator[tuple[int | None, int | None
                 yield first, last
 
 
-def _layouts(config: RunConfig, gpus: int, gpus_per_node: int) -> Iterator[dict[str, object]]:
-    """Fields of `parallel` that a model of these shapes allows."""
+def _layouts(config: RunConfig, gpus: int, gpus_per_node: int, contexts: Sequence[int]) -> Iterator[dict[str, object]]:
+    """Fields of `parallel` that a model of these shapes allows, with each of `contexts` that goes into the GPUs."""
     language, vision = config.model.language, config.model.vision
     common = gcd(
         language.num_attention_heads,
@@ -77,10 +79,13 @@ def _layouts(config: RunConfig, gpus: int, gpus_per_node: int) -> Iterator[dict[
         vision.ffn_width,
         config.model.projector.hidden_size or language.hidden_size,
     )
+    deepest = min(_MOST_STAGES, most_stages(config))
     for tensor in _divisors(gcd(common, gpus), gpus_per_node):
-        for pipeline in _divisors(gpus // tensor, min(_MOST_STAGES, language.num_layers)):
+        shared = [context for context in contexts if gpus // tensor % context == 0]
+        for context, pipeline in ((c, p) for c in shared for p in _divisors(gpus // (tensor * c), deepest)):
             fields = {
                 "tensor_model_parallel_size": tensor,
+                "context_parallel_size": context,
                 "pipeline_model_parallel_size": pipeline,
                 "sequence_parallel": tensor > 1,
                 "use_distributed_optimizer": True,
@@ -112,19 +117,22 @@ def with_micro_batch(stretches: Sequence[Stretch], size: int) -> tuple[Stretch, 
 def candidates(
     config: RunConfig, gpus: int, gpus_per_node: int, stretches: Sequence[Stretch], visions: Sequence[VisionPlacement]
 ) -> Iterator[Candidate]:
-    """Every layout but for recomputation. Micro-batches are one size in all stages of the curriculum."""
+    """Every layout but for recomputation. Micro-batches are one size in all stages of the curriculum; rows are shared where
+    they are long (`context_sizes`)."""
     sees = any(stretch.visual_share > 0 for stretch in stretches)
-    for fields in _layouts(config, gpus, gpus_per_node):
+    for fields in _layouts(config, gpus, gpus_per_node, context_sizes(stretches, gpus)):
         parallel = replace(config.parallel, **fields)  # type: ignore[arg-type]
         tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
         unit = pipeline if parallel.virtual_pipeline_model_parallel_size > 1 else 1
-        for size in _micro_batches(stretches, gpus // (tensor * pipeline), unit):
-            schedule = replace(config.schedule, micro_batch_size=size)
+        for size in _micro_batches(stretches, gpus // parallel.model_ranks, unit):
+            schedule, batches = replace(config.schedule, micro_batch_size=size), with_micro_batch(stretches, size)
             laid = replace(config, parallel=parallel, schedule=schedule)
+            if not rows_divide(laid, batches):
+                continue
             for vision in visions if sees else visions[:1]:
                 if (vision == "data_first_stage" and tensor == 1) or (vision == "data_all_stages" and pipeline == 1):
                     continue  # the same as another
-                yield Candidate(with_vision(laid, vision), vision, with_micro_batch(stretches, size))
+                yield Candidate(with_vision(laid, vision), vision, batches)
 
 
 def search(

@@ -36,7 +36,7 @@ def language_layer(model: ModelConfig) -> Count:
     language = model.language
     hidden, head = language.hidden_size, language.head_dim
     heads, groups = language.num_attention_heads, language.query_groups
-    up = 2 if language.activation == "swiglu" else 1
+    up = 2 if language.gated else 1
     vectors = 2 if language.normalization == "layernorm" else 1
     matrices = hidden * head * (2 * heads + 2 * groups) + hidden * language.ffn_width * (up + 1)
     return Count(matrices, vectors * (2 * hidden + (2 * head if language.qk_layernorm else 0)))
@@ -58,7 +58,7 @@ def vision_encoder(model: ModelConfig) -> Count:
 
 def _encoder(vision: VisionConfig) -> Count:
     hidden, width = vision.hidden_size, vision.ffn_width
-    up = 2 if vision.activation == "swiglu" else 1
+    up = 2 if vision.gated else 1
     layer = Count(
         4 * hidden * hidden + 3 * hidden + hidden * width * (up + 1) + up * width,
         6 * hidden + (2 * hidden if vision.kind == "dinov2" else 0),  # norms, biases after reductions, layer scale

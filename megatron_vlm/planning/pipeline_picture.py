@@ -14,7 +14,19 @@ if TYPE_CHECKING:
 
 #: chunks of a stage, forward in blues and backward in oranges
 _FORWARD, _BACKWARD, _PICTURES = ("#1f4e79", "#7fb3d5"), ("#c85a17", "#f0b07f"), "#b5179e"
-_PARTS = ("#1f4e79", "#4f81bd", "#7fb3d5", "#e07b39", "#8c564b", "#b5179e", "#d9d9d9", "#c9a227", "#74a57f", "#999999")
+_PARTS = (
+    "#1f4e79",
+    "#4f81bd",
+    "#7fb3d5",
+    "#e07b39",
+    "#e0b896",
+    "#8c564b",
+    "#b5179e",
+    "#d9d9d9",
+    "#c9a227",
+    "#74a57f",
+    "#999999",
+)
 _MEMORY = {
     "weights": "#1f4e79",
     "gradients": "#7fb3d5",

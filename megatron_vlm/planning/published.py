@@ -1,6 +1,7 @@
 """Training throughputs that others published, and what the planner says of the same runs.
 
-Left out: rows with context parallelism or experts, which are not offered here.
+Left out: rows with experts, which are not offered here, and with context parallelism, whose keys and values go round a ring
+there while attention computes, and are gathered before it here.
 """
 
 from __future__ import annotations

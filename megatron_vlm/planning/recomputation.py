@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from megatron_vlm.config.model import ModelConfig
-from megatron_vlm.planning.flops import BatchShape, Forward, language_forward, mlp_forward, vision_forward
+from megatron_vlm.planning.flops import BatchShape, Forward, language_forward, mlp_forward, pictures_teach, vision_forward
 from megatron_vlm.planning.layout import Layout
 
 
@@ -34,12 +34,12 @@ def recomputed_flops(model: ModelConfig, batch: BatchShape, layout: Layout, froz
     Layers that do not learn, with nothing below them that does, have no backward pass, and none of them is made again.
     """
     frozen = set(frozen)
-    vision_learns = batch.pictures > 0 and "vision" not in frozen
+    vision_learns, projector_learns = pictures_teach(batch.pictures, batch.encoded, frozen)
     again = 0
     if vision_learns and layout.recompute_vision:
         encoder = vision_forward(model, batch.pictures, batch.image_size, batch.patches)
         again += encoder.matrices + encoder.attention
-    if "language" in frozen and not vision_learns and (batch.pictures == 0 or "projector" in frozen):
+    if "language" in frozen and not (vision_learns or projector_learns):
         return again
     count = sum(layers_again(layout, chunk) for stage in layout.layers(model.language.num_layers) for chunk in stage)
     return again + count * layer_again(model, layout, batch.positions, batch.document_lengths).total

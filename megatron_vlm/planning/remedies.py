@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.planning.context_sizes import context_sizes, rows_divide
+from megatron_vlm.planning.edge_layers import most_stages
 from megatron_vlm.planning.efficiency import Efficiency
 from megatron_vlm.planning.estimate import Estimate, estimate
 from megatron_vlm.planning.layout_search import with_micro_batch
@@ -25,7 +27,7 @@ def remedies(
 ) -> list[Remedy]:
     """The fastest few of the layouts that fit with as few changes as it takes."""
     found: list[Remedy] = []
-    for few in _changes(failed):
+    for few in _changes(failed, context_sizes(stretches, failed.gpus)):
         for change in few:
             config = _changed(failed.config, change)
             batches = with_micro_batch(stretches, config.schedule.micro_batch_size)
@@ -49,8 +51,9 @@ def remedies(
     return sorted(found, key=lambda remedy: remedy.estimate.seconds)[:most]
 
 
-def _changes(failed: Estimate) -> Iterator[list[dict[str, object]]]:
-    """Changes of one kind, then of two at once, then of three."""
+def _changes(failed: Estimate, contexts: Sequence[int]) -> Iterator[list[dict[str, object]]]:
+    """Changes of one kind, then of two at once, then of three. `contexts`: sizes that rows as long as the run's are shared
+    by."""
     parallel, micro = failed.config.parallel, failed.config.schedule.micro_batch_size
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     recompute: list[dict[str, object]] = [{"parallel.recompute": "full"}] if parallel.recompute != "full" else []
@@ -63,10 +66,13 @@ def _changes(failed: Estimate) -> Iterator[list[dict[str, object]]]:
         tensor *= 2
         split.append({"parallel.tensor_model_parallel_size": tensor, "parallel.sequence_parallel": True})
     deeper: list[dict[str, object]] = []
-    while pipeline * 2 <= failed.config.model.language.num_layers:
+    while pipeline * 2 <= most_stages(failed.config):
         pipeline *= 2
         deeper.append({"parallel.pipeline_model_parallel_size": pipeline})
-    kinds = [recompute, smaller, split, deeper]
+    shared: list[dict[str, object]] = [
+        {"parallel.context_parallel_size": size} for size in contexts if size > parallel.context_parallel_size
+    ]
+    kinds = [recompute, smaller, split, deeper, shared]
     if parallel.tensor_model_parallel_size > 1 and not parallel.sequence_parallel:
         kinds.append([{"parallel.sequence_parallel": True}])
     if not parallel.use_distributed_optimizer:
@@ -74,7 +80,7 @@ def _changes(failed: Estimate) -> Iterator[list[dict[str, object]]]:
     yield [change for kind in kinds for change in kind]
     pairs = [(a, b) for n, a in enumerate(kinds) for b in kinds[n + 1 :]]
     yield [{**x, **y} for a, b in pairs for x in a for y in b]
-    yield [{**x, **y, **z} for x in recompute or [{}] for y in split for z in deeper]
+    yield [{**x, **y, **z} for x in recompute or [{}] for y in split for z in deeper + shared]
 
 
 def _changed(config: RunConfig, change: dict[str, object]) -> RunConfig:
@@ -95,11 +101,11 @@ def _runs(config: RunConfig, gpus: int, stretches: Sequence[Stretch]) -> bool:
         config.model.vision.num_attention_heads,
         config.model.vision.ffn_width,
     )
-    if gpus % (tensor * pipeline) or any(size % tensor for size in sizes):
+    if gpus % parallel.model_ranks or any(size % tensor for size in sizes) or not rows_divide(config, stretches):
         return False
     chunks = pipeline * parallel.virtual_pipeline_model_parallel_size
     ends = (parallel.num_layers_in_first_pipeline_stage, parallel.num_layers_in_last_pipeline_stage)
     if language.num_layers % chunks or ends != (None, None):
         return False
-    unit = gpus // (tensor * pipeline) * (pipeline if chunks > pipeline else 1)
+    unit = gpus // parallel.model_ranks * (pipeline if chunks > pipeline else 1)
     return all(s.shape.global_batch_size % (s.shape.micro_batch_size * unit) == 0 for s in stretches)

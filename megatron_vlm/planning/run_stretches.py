@@ -47,9 +47,9 @@ class Stretch:
 
     def batch(self) -> BatchShape:
         """A whole step."""
-        packs = self.shape.global_batch_size
-        pictures = round(self.pictures(packs))
-        return BatchShape(packs * self.shape.sequence_length, self.lengths(packs), pictures, self.shape.image_size)
+        shape, packs = self.shape, self.shape.global_batch_size
+        positions, pictures = packs * shape.sequence_length, round(self.pictures(packs))
+        return BatchShape(positions, self.lengths(packs), pictures, shape.image_size, encoded=bool(shape.features))
 
 
 def run_stretches(

@@ -9,44 +9,20 @@ from megatron_vlm.config.run import RunConfig
 from megatron_vlm.config.steps import StepShape
 from megatron_vlm.planning.activations import Kernels, value_bytes
 from megatron_vlm.planning.communication import (
+    context_row_bytes,
     encoder_layer_bytes,
-    language_layer_bytes,
-    links,
     picture_row_bytes,
     stage_border_bytes,
 )
+from megatron_vlm.planning.edge_layers import chunk_layers
 from megatron_vlm.planning.efficiency import Efficiency
-from megatron_vlm.planning.flops import Forward, language_forward, projector_forward, vision_forward
+from megatron_vlm.planning.flops import Forward, pictures_teach, projector_forward, vision_forward
 from megatron_vlm.planning.hardware import Hardware
+from megatron_vlm.planning.layer_work import layer_passes
 from megatron_vlm.planning.layout import Layout
 from megatron_vlm.planning.memory import encoded_pictures
 from megatron_vlm.planning.pipeline_simulator import Times
-from megatron_vlm.planning.recomputation import layer_again, layers_again, one_layer
-
-#: kernels of a layer, forward and backward, for the gaps between them
-_KERNELS = (16, 26)
-
-
-@dataclass(frozen=True)
-class Work:
-    """Seconds of one pass by what they go to."""
-
-    matrices: float = 0.0
-    attention: float = 0.0
-    streaming: float = 0.0
-    exchange: float = 0.0
-    head: float = 0.0
-    encoder: float = 0.0
-
-    def __add__(self, other: Work) -> Work:
-        return Work(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
-
-    def __mul__(self, times: float) -> Work:
-        return Work(*(getattr(self, name) * times for name in self.__dataclass_fields__))
-
-    @property
-    def total(self) -> float:
-        return sum(getattr(self, name) for name in self.__dataclass_fields__)
+from megatron_vlm.planning.work_clock import LAYER_KERNELS, Clock, Work
 
 
 @dataclass(frozen=True)
@@ -76,39 +52,6 @@ class PipelineWork:
         return sum((*self.forward[stage], *self.backward[stage]), Work())
 
 
-class Clock:
-    """Turns operations and bytes of one layout on one kind of hardware into seconds."""
-
-    def __init__(self, layout: Layout, hardware: Hardware, efficiency: Efficiency) -> None:
-        self.layout, self.efficiency = layout, efficiency
-        self.links = links(layout, hardware, efficiency)
-        half = "fp32" if layout.precision == "fp32" else "bf16"
-        self.peak = hardware.peak_of(half)
-        eight = layout.precision == "fp8"
-        # what runs in fp8 has another peak and its own share of it
-        self.layer_rate = hardware.peak_of(layout.precision) * (efficiency.matrix_fp8 if eight else efficiency.matrix)
-        self.bandwidth = hardware.memory_bandwidth * efficiency.memory
-
-    def layer_matrices(self, flops: float) -> float:
-        return flops / self.layout.tensor / self.layer_rate
-
-    def matrices(self, flops: float, split: int) -> float:
-        return flops / split / (self.peak * self.efficiency.matrix)
-
-    def attention(self, flops: float, split: int) -> float:
-        return flops / split / (self.peak * self.efficiency.attention)
-
-    def encoder(self, flops: float, split: int) -> float:
-        return flops / split / (self.peak * self.efficiency.vision)
-
-    def stream(self, bytes_: float) -> float:
-        return bytes_ / self.bandwidth
-
-    def tensor_exchange(self, bytes_: float) -> float:
-        hidden = self.efficiency.tensor_overlap if self.layout.overlap_tensor else 0.0
-        return bytes_ / self.links.tensor * (1 - hidden)
-
-
 def pipeline_work(
     config: RunConfig,
     vocab_size: int,
@@ -123,20 +66,18 @@ def pipeline_work(
 ) -> PipelineWork:
     """Of one micro-batch of `shape` with `pictures` (a mean) and documents of `lengths`.
 
-    A frozen encoder runs forward only. Spread over all stages, encoding is a phase of its own before the first micro-batch,
-    and where it learns one after the last, alike on every rank.
+    A frozen encoder runs forward only, and not at all where its features are read. Spread over all stages, encoding is a
+    phase of its own before the first micro-batch, and where it learns one after the last, alike on every rank.
     """
     frozen, lengths = set(frozen), tuple(lengths)
     clock = Clock(layout, hardware, efficiency)
-    positions = shape.micro_batch_size * shape.sequence_length
+    positions = layout.positions(shape)
     size = value_bytes(layout.precision)
-    vision_learns, projector_learns = (pictures > 0 and name not in frozen for name in ("vision", "projector"))
+    vision_learns, projector_learns = pictures_teach(pictures, bool(shape.features), frozen)
     below = vision_learns or projector_learns
     learns = "language" not in frozen
-    layer_forward, layer_backward, again = _layer(config, layout, shape, lengths, clock, learns, below, kernels)
-    chunks = layout.layers(config.model.language.num_layers)
-    forward = [[layer_forward * count for count in stage] for stage in chunks]
-    backward = [[layer_backward * count + again * layers_again(layout, count) for count in stage] for stage in chunks]
+    chunks = chunk_layers(layout, config.model.language.num_layers)
+    forward, backward = layer_passes(config, layout, shape, lengths, clock, learns, below, kernels, chunks)
     head_forward, head_backward = _head(config, vocab_size, layout, positions, clock, learns, below)
     forward[-1][-1] += head_forward
     backward[-1][-1] += head_backward
@@ -155,61 +96,6 @@ def pipeline_work(
     if layout.pipeline > 1:
         transfer = stage_border_bytes(config.model, layout, positions, size) / clock.links.pipeline
     return PipelineWork(forward, backward, transfer, before, after)
-
-
-def _layer(
-    config: RunConfig,
-    layout: Layout,
-    shape: StepShape,
-    lengths: tuple[int, ...],
-    clock: Clock,
-    learns: bool,
-    below: bool,
-    kernels: Kernels,
-) -> tuple[Work, Work, Work]:
-    """Of one language layer: forward, backward, and what it computes again in its backward pass where it recomputes."""
-    model, tensor, size = config.model, layout.tensor, value_bytes(layout.precision)
-    positions = shape.micro_batch_size * shape.sequence_length
-    counted = language_forward(one_layer(model), 0, positions, lengths)
-    scores, attention = 0.0, float(counted.attention)
-    if kernels == "unfused":  # whole squares, then masked; scores are written and read between the products
-        attention = 2 * 2 * positions * shape.sequence_length * model.language.hidden_size
-        scores = positions * shape.sequence_length * model.language.num_attention_heads / tensor * 13
-    streamed = _streamed(config, layout, positions, size)
-    there, back = language_layer_bytes(model, layout, positions, size)
-    gap = clock.efficiency.kernel_gap
-    forward = Work(
-        matrices=clock.layer_matrices(counted.matrices),
-        attention=clock.attention(attention, tensor) + clock.stream(scores),
-        streaming=clock.stream(streamed) + _KERNELS[0] * gap,
-        exchange=clock.tensor_exchange(there),
-    )
-    if not (learns or below):
-        return forward, Work(), Work()
-    # flash attention makes its scores again: five products backward for two forward
-    products = 2.0 if kernels == "unfused" else 2.5
-    backward = Work(
-        matrices=clock.layer_matrices(counted.matrices * (1 + learns)),
-        attention=clock.attention(attention * products, tensor) + clock.stream(2 * scores),
-        streaming=clock.stream(2 * streamed) + _KERNELS[1] * gap,
-        exchange=clock.tensor_exchange(back),
-    )
-    if layout.recompute == "full":
-        return forward, backward, forward
-    again = layer_again(model, layout, positions, lengths)
-    attended = forward.attention if again.attention else 0.0
-    return forward, backward, Work(matrices=clock.layer_matrices(again.matrices), attention=attended)
-
-
-def _streamed(config: RunConfig, layout: Layout, positions: int, size: int) -> float:
-    """Bytes that a layer's kernels between its products read and write forward, on one rank."""
-    language = config.model.language
-    shared = layout.tensor if layout.sequence_parallel else 1
-    up = 2 if language.activation == "swiglu" else 1
-    queries_keys = (language.num_attention_heads + language.query_groups) * language.head_dim
-    around = 10 * language.hidden_size / shared  # two norms and two sums into the residual
-    inside = (up + 1) * language.ffn_width + (4 if language.qk_layernorm else 2) * queries_keys
-    return positions * size * (around + inside / layout.tensor)
 
 
 def _head(
@@ -234,20 +120,24 @@ def _encoder(
     vision_learns: bool,
     projector_learns: bool,
 ) -> tuple[Work, Work]:
-    """Encoder and projector over a micro-batch's pictures, on the rank that has most of them."""
+    """Encoder and projector over a micro-batch's pictures, on the rank that has most of them. Where features are read only
+    the projector runs."""
     model, size, split = config.model, value_bytes(layout.precision), layout.encoder_split
     mine = encoded_pictures(layout, pictures)
     patches = (shape.image_size // model.vision.patch_size) ** 2
     encoder, projector = vision_forward(model, 1, shape.image_size), projector_forward(model, 1, shape.image_size)
     layers, streamed, moved = 0, 0.0, 0.0
-    for vision in model.encoders:
+    for vision in () if shape.features else model.encoders:
         count, tokens = vision.num_layers - vision.skip_last_layers, mine * (patches + vision.prefix_tokens)
         layers += count
-        streamed += count * tokens * size * (10 * vision.hidden_size + 2 * vision.ffn_width / split)
+        inside = (3 if vision.gated else 2) * vision.ffn_width / split
+        streamed += count * tokens * size * (10 * vision.hidden_size + inside)
         moved += count * encoder_layer_bytes(vision, layout, tokens, size)
     exchanged = clock.tensor_exchange(moved)
     link = clock.links.pipeline if layout.vision == "data_all_stages" and layout.pipeline > 1 else clock.links.tensor
-    rows = picture_row_bytes(model, layout, pictures * shape.image_tokens, size) / link
+    shown = pictures * shape.image_tokens
+    rows = picture_row_bytes(model, layout, shown, size) / link
+    rows += clock.context_exchange(context_row_bytes(model, layout, shown, size))
     gap = layers * clock.efficiency.kernel_gap
 
     def seconds(part: Forward) -> float:
@@ -255,12 +145,13 @@ def _encoder(
         inside = clock.encoder((part.matrices + part.attention) * mine, split)
         return inside + clock.encoder(part.first * mine, 1 if part is encoder else split)
 
-    forward = seconds(encoder) + seconds(projector) + clock.stream(streamed) + exchanged + _KERNELS[0] * gap + rows
+    encoding = 0.0 if shape.features else seconds(encoder)
+    forward = encoding + seconds(projector) + clock.stream(streamed) + exchanged + LAYER_KERNELS[0] * gap + rows
     backward = 0.0
     if vision_learns:
-        backward += 2 * seconds(encoder) + 2 * clock.stream(streamed) + exchanged + _KERNELS[1] * gap
+        backward += 2 * seconds(encoder) + 2 * clock.stream(streamed) + exchanged + LAYER_KERNELS[1] * gap
         if layout.recompute_vision:
-            backward += seconds(encoder) + clock.stream(streamed) + exchanged + _KERNELS[0] * gap
+            backward += seconds(encoder) + clock.stream(streamed) + exchanged + LAYER_KERNELS[0] * gap
     if vision_learns or projector_learns:
         backward += seconds(projector) * (projector_learns + vision_learns) + rows
     return Work(encoder=forward), Work(encoder=backward)

@@ -14,7 +14,8 @@ from megatron_vlm.planning.hardware import Hardware
 from megatron_vlm.planning.layout import Layout
 from megatron_vlm.planning.parameters import rank_parameters, trained_parameters
 from megatron_vlm.planning.pipeline_simulator import Times, span
-from megatron_vlm.planning.stage_work import Clock, PipelineWork, Work, pipeline_work
+from megatron_vlm.planning.stage_work import PipelineWork, pipeline_work
+from megatron_vlm.planning.work_clock import Clock, Work
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class StepTime:
             "attention": work.attention,
             "norms, activations, residuals": work.streaming,
             "tensor-parallel exchange": work.exchange,
+            "context-parallel exchange": work.context,
             "output layer and loss": work.head,
             "pictures": work.encoder + self.encoding,
             "idle in the pipeline": self.bubble,
@@ -87,7 +89,7 @@ def step_time(
     hides_gather = efficiency.overlap * sum(times.forward[busiest]) if layout.overlap_param_gather else 0.0
     exchange = max(0.0, reduced - hides_reduction) + max(0.0, spread - hides_gather)
     # gradient, copy and two moments are read, all but the gradient written, and the weight
-    updated = trained / (layout.data if layout.distributed_optimizer else 1)
+    updated = trained / (layout.replicas if layout.distributed_optimizer else 1)
     update = clock.stream(updated * (28 + value_bytes(layout.precision))) + clock.stream(trained * 4.0)
     return StepTime(
         passes,
@@ -102,11 +104,12 @@ def step_time(
 
 
 def _data_exchange(layout: Layout, trained: int, clock: Clock, gpus_per_node: int) -> tuple[float, float]:
-    """Seconds of the reduction of fp32 gradients and of the gather of weights, on the stage that has most."""
-    if layout.data == 1 or not trained:
+    """Seconds of the reduction of fp32 gradients and of the gather of weights, on the stage that has most. Context-parallel
+    ranks take part, as data-parallel ones that have the same weights and saw other positions."""
+    if layout.replicas == 1 or not trained:
         return 0.0, 0.0
-    latency = clock.efficiency.node_latency * layout.data / layout.data_in_node(gpus_per_node)
-    one = gathered(trained * 4.0, layout.data) / clock.links.data + latency
+    latency = clock.efficiency.node_latency * layout.replicas / layout.replicas_in_node(gpus_per_node)
+    one = gathered(trained * 4.0, layout.replicas) / clock.links.data + latency
     if not layout.distributed_optimizer:
         return 2 * one, 0.0
-    return one, gathered(trained * float(value_bytes(layout.precision)), layout.data) / clock.links.data + latency
+    return one, gathered(trained * float(value_bytes(layout.precision)), layout.replicas) / clock.links.data + latency

@@ -76,6 +76,30 @@ def test_search_gives_overrides_that_plan_as_it_says(capsys: pytest.CaptureFixtu
     assert again["layout"] == best["layout"]
 
 
+LONG = ["--data.sequence_length", "131072", "--schedule.micro_batch_size", "1", "--schedule.global_batch_size", "16"]
+LONG += ["--assume", "text=131072"]
+
+
+def test_a_shared_row(capsys: pytest.CaptureFixture[str]) -> None:
+    fields = ["--parallel.context_parallel_size", "4", "--parallel.recompute", "full"]
+    printed = plan(capsys, "vlm_1b", "--gpus", "16", *LONG, *fields)
+    assert "16 x h100: tp 1, cp 4, pp 1, dp 4, recompute full" in printed
+    exchange = next(line.split() for line in printed.splitlines() if line.startswith("context-parallel exchange"))
+    assert float(exchange[2]) > 0
+    assert as_json(capsys, "vlm_1b", "--gpus", "16", *LONG, *fields)["layout"]["context"] == 4
+
+
+def test_a_row_too_long_for_a_rank_names_context_parallelism(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = plan(capsys, "vlm_1b", "--gpus", "16", *LONG, "--parallel.recompute", "full", code=1)
+    assert "  --parallel.context_parallel_size 2  " in printed
+
+
+def test_search_shares_long_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = plan(capsys, "search", "vlm_1b", "--gpus", "16", *LONG, "--top", "2")
+    assert ", cp 4, " in printed
+    assert "--parallel.context_parallel_size 4" in printed.split("The fastest:")[1]
+
+
 @pytest.mark.slow
 def test_search_prints_a_table_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "plan.png"
@@ -127,6 +151,7 @@ def test_calibrate_writes_factors_that_plan_takes(tmp_path: Path, capsys: pytest
         (["vlm_1b", "--out", "plan.txt"], "ends with none of .png, .svg, .pdf"),
         (["tiny"], "give train_tokens, train_steps"),
         (["vlm_1b", "--gpus", "6"], "does not run on 6 GPUs"),
+        (["vlm_1b", "--gpus", "6", "--parallel.context_parallel_size", "4"], "tensor x context x pipeline = 1 x 4 x 1"),
         (["vlm_1b", "--gpu", "a100", "--precision", "fp8"], "a100 multiplies in bf16, fp32"),
         (["vlm_1b", "--calibrate", "missing.jsonl"], "give the metrics.jsonl of a run"),
     ],

@@ -15,9 +15,13 @@ from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.kept_features.feature_facts import read_facts
 from megatron_vlm.data.kept_features.feature_reader import FeatureReader
 from megatron_vlm.models.vision import VisionEncoder
+from megatron_vlm.planning.flops import language_forward, step_flops
+from megatron_vlm.planning.layout import layout_of
+from megatron_vlm.planning.memory import rank_memory
 from megatron_vlm.training.engine import unwrap
 from megatron_vlm.training.feature_encoding import EncodeRequest, FeatureEncoding
 from megatron_vlm.training.loop import Run
+from tests.distributed.measured_work import memory, operations
 from tests.distributed.ranks import run_ranks
 from tests.distributed.tiny_run import (
     PP2,
@@ -143,6 +147,29 @@ def test_losses_are_the_same_in_every_layout(name: str, data: Path, begun: Path)
         for ours, theirs in zip(result, wanted, strict=True):
             for key, value in theirs.items():
                 assert abs(ours[key] - value) <= (3e-5 * value if key == "grad_norm" else 2e-6), (key, ours[key], value)
+
+
+@pytest.mark.parametrize("name", ["one rank", "tp2 + sp", "all stages, pp2"])
+def test_a_step_is_the_planned_one(name: str, data: Path, begun: Path) -> None:
+    """Matrix products to the operation, by PyTorch's counter; what graphs keep on each rank to 5 %."""
+    ranks, parallel = {**LAYOUTS, "one rank": (1, {})}[name]
+    config = _reading(data, begun, parallel)
+    layout, frozen, shape = layout_of(config, ranks, "fp32"), ("vision",), config.shape_of(2)
+    assert shape.features
+    if ranks == 1:
+        [(counted, batch, vocab)] = run_ranks(1, operations, config, 2)
+        unseen = 3 * language_forward(config.model, 0, batch.positions, batch.document_lengths).attention
+        # megatron-core's linear makes the gradient of its input, here of the features, whether it is wanted or not
+        rows, projector = batch.pictures * shape.image_tokens, config.model.projector
+        unwanted = 2 * rows * shape.features * (projector.hidden_size or config.model.language.hidden_size)
+        assert sum(counted.values()) == step_flops(config.model, vocab, batch, frozen) - unseen + unwanted
+    for rank in run_ranks(ranks, memory, config, 2):
+        pictures = sum(rank["pictures"]) / len(rank["pictures"])
+        assert pictures > 0
+        planned = rank_memory(config, rank["vocab"], layout, shape, rank["stage"], pictures, frozen, kernels="host")
+        kept = planned.activations + planned.encoder + planned.logits
+        assert kept == pytest.approx(rank["kept"], rel=0.05), (rank["stage"], kept / rank["kept"])
+        assert planned.weights == rank["weights"]
 
 
 def test_loader_workers_read_the_same(data: Path, begun: Path) -> None:

@@ -114,6 +114,11 @@ MODELS: dict[str, dict[str, str]] = {
         "model.vision_second": "{kind: dinov2, patch_size: 16, num_layers: 2, hidden_size: 32, num_attention_heads: 4}",
         "model.projector": "{kind: mlp3}",
     },
+    "geglu": {
+        "model.language": "{num_layers: 4, hidden_size: 64, num_attention_heads: 8, ffn_hidden_size: 192, "
+        "activation: geglu}",
+        "model.vision": "{num_layers: 2, hidden_size: 64, activation: geglu}",
+    },
     "dinov2, linear": {
         "model.vision": "{kind: dinov2, register_tokens: 2, num_layers: 2, hidden_size: 64}",
         "model.projector": "{kind: linear}",

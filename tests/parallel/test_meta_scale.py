@@ -139,6 +139,11 @@ def test_ranks_that_share_rows_hold_the_model_whole(vision: str) -> None:
     check_all([(at_size("tiny", 64, *fields), 64)])
 
 
+def test_gated_activations_have_a_gate_in_every_count() -> None:
+    gated = ["--model.language.activation", "geglu", "--model.vision.activation", "geglu"]
+    check_all([(at_size("tiny", 4, *gated, "--parallel.tensor_model_parallel_size", "2"), 4)])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("gpus", SIZES)
 @pytest.mark.parametrize("preset", preset_names())

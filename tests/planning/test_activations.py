@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_vlm.config.model import LanguageConfig, ModelConfig
-from megatron_vlm.planning.activations import Kernels, bytes_a_position, language_layer_keeps
+from megatron_vlm.config.model import Activation, LanguageConfig, ModelConfig, VisionConfig
+from megatron_vlm.planning.activations import Kernels, bytes_a_position, encoder_layer_keeps, language_layer_keeps
 
 #: table 3: heads, hidden size
 SIZES = {"22B": (64, 6144), "175B": (96, 12288), "530B": (128, 20480), "1T": (160, 25600)}
@@ -71,3 +71,27 @@ def test_fp8_keeps_inputs_of_products_in_a_byte() -> None:
     }
     # inputs of qkv, fc1 (h each) and fc2 (4 h) go from two bytes to one, and one of h is kept besides
     assert sums["bf16"] - sums["fp8"] == pytest.approx((6 - 1) * hidden)
+
+
+def gated_or_not(activation: Activation) -> ModelConfig:
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "ffn_hidden_size": 96}
+    language = LanguageConfig(**sizes, activation=activation)  # type: ignore[arg-type]
+    return ModelConfig(language=language, vision=VisionConfig(**sizes, activation=activation))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    # beside the output of the up matrix: that of the gate; on the host also the gate's activation and its halves apart
+    ("kernels", "beside"),
+    [("fused", 1), ("unfused", 1), ("host", 3)],
+)
+@pytest.mark.parametrize("gate", ["swiglu", "geglu"])
+def test_a_gate_keeps_what_it_keeps_whatever_its_activation(gate: Activation, kernels: Kernels, beside: int) -> None:
+    gated, plain = (
+        bytes_a_position(language_layer_keeps(gated_or_not(name), kernels, "bf16", "none", S), 1, False)
+        for name in (gate, "gelu_tanh")
+    )
+    assert gated - plain == 2 * 96 * beside
+    gated, plain = (
+        bytes_a_position(encoder_layer_keeps(gated_or_not(name), kernels, "bf16"), 1, False) for name in (gate, "gelu_tanh")
+    )
+    assert gated - plain == 2 * 96 * beside

@@ -6,6 +6,7 @@ gives each query the keys up to its own, instead of masking a square of which ha
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain, combinations
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_vlm.config.loading import load_config
-from megatron_vlm.config.model import LanguageConfig, ModelConfig, ProjectorConfig, VisionConfig
+from megatron_vlm.config.model import Activation, LanguageConfig, LoraConfig, ModelConfig, ProjectorConfig, VisionConfig
 from megatron_vlm.planning.flops import (
     BatchShape,
     language_forward_flops,
@@ -25,6 +26,8 @@ from megatron_vlm.planning.flops import (
 
 VOCABULARY = 40
 LENGTHS = (5, 1, 6)
+#: activations of the language models here, and whether they have a gate: written down, not asked of the configuration
+GATED_ONES = {"swiglu": True, "geglu": True, "gelu": False}
 MODULES = ("language", "vision", "projector")
 
 MODEL = ModelConfig(
@@ -59,7 +62,7 @@ class LanguageBlock(nn.Module):
         self.heads, self.groups, self.size = c.num_attention_heads, c.query_groups, c.head_dim
         self.qkv = linear(c.hidden_size, (self.heads + 2 * self.groups) * self.size)
         self.out = linear(self.heads * self.size, c.hidden_size)
-        self.mlp = Feedforward(c.hidden_size, c.ffn_width, c.activation == "swiglu")
+        self.mlp = Feedforward(c.hidden_size, c.ffn_width, GATED_ONES[c.activation])
 
     def forward(self, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
         q, k, v = self.qkv(x).split([self.heads * self.size, self.groups * self.size, self.groups * self.size], -1)
@@ -96,7 +99,7 @@ class VisionBlock(nn.Module):
         super().__init__()
         self.heads = c.num_attention_heads
         self.qkv, self.out = linear(c.hidden_size, 3 * c.hidden_size), linear(c.hidden_size, c.hidden_size)
-        self.mlp = Feedforward(c.hidden_size, c.ffn_width, False)
+        self.mlp = Feedforward(c.hidden_size, c.ffn_width, c.activation == "geglu")
 
     def forward(self, x: Tensor) -> Tensor:
         n, tokens, hidden = x.shape
@@ -175,10 +178,16 @@ MODELS = [
         vision=VisionConfig(kind="siglip", image_size=8, patch_size=4, num_layers=1, hidden_size=8, ffn_hidden_size=12),
         projector=ProjectorConfig(kind="mlp2"),
     ),
+    ModelConfig(
+        language=LanguageConfig(num_layers=1, hidden_size=8, num_attention_heads=2, ffn_hidden_size=16, activation="geglu"),
+        vision=VisionConfig(image_size=8, patch_size=4, num_layers=1, hidden_size=8, ffn_hidden_size=12, activation="geglu"),
+        projector=ProjectorConfig(kind="mlp2", hidden_size=4),
+    ),
 ]
+MODEL_NAMES = ["swiglu", "gelu", "swiglu, one layer", "geglu"]
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.projector.kind)
+@pytest.mark.parametrize("model", MODELS, ids=MODEL_NAMES)
 @pytest.mark.parametrize("pictures", [0, 1, 2])
 def test_forward(model: ModelConfig, pictures: int) -> None:
     expected = counted(model, pictures, backward=False)
@@ -187,7 +196,7 @@ def test_forward(model: ModelConfig, pictures: int) -> None:
     assert (vision_forward_flops(model, pictures) > 0) == (pictures > 0)
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.projector.kind)
+@pytest.mark.parametrize("model", MODELS, ids=MODEL_NAMES)
 @pytest.mark.parametrize("frozen", [*chain.from_iterable(combinations(MODULES, n) for n in range(4))], ids="+".join)
 def test_forward_and_backward_with_frozen_modules(model: ModelConfig, frozen: tuple[str, ...]) -> None:
     for pictures in (0, 2):
@@ -216,6 +225,21 @@ def test_pictures_of_shapes_of_their_own_cost_what_each_costs() -> None:
     told = (sum(counts[s] * n for s, n in patches.items()), sum(counts[s] * n * n for s, n in patches.items()))
     mixed = step_flops(MODEL, VOCABULARY, BatchShape(0, (), 5, None, told))
     assert mixed == sum(step_flops(MODEL, VOCABULARY, BatchShape(0, (), n, side)) for side, n in counts.items())
+
+
+@pytest.mark.parametrize("activation", ["swiglu", "geglu", "gelu"])
+def test_low_rank_updates_of_a_gated_model(activation: Activation) -> None:
+    """Beside fc1 `[8, up * 16]` of one layer: A is `[rank, 8]` and B `[up * 16, rank]`, each a product of 12 positions."""
+    language = LanguageConfig(num_layers=1, hidden_size=8, num_attention_heads=2, ffn_hidden_size=16, activation=activation)
+    plain, up = ModelConfig(language=language), 2 if GATED_ONES[activation] else 1
+    updated = replace(plain, lora=LoraConfig(rank=3, targets=("fc1",)))
+    text = BatchShape(12, LENGTHS, 0)
+    # the frozen weights of qkv have no gradient and nothing to learn below them; of the others inputs' gradients are made
+    qkv, others = 2 * 12 * 8 * 24, 2 * 12 * (8 * 8 + 8 * up * 16 + 16 * 8 + 8 * VOCABULARY)
+    pairs = sum(n * (n + 1) // 2 for n in LENGTHS)
+    base = qkv + 2 * others + 3 * 4 * pairs * 8
+    low = 3 * 2 * 12 * 3 * (8 + up * 16)
+    assert step_flops(updated, VOCABULARY, text) == base + low
 
 
 def test_documents_cost_less_than_the_row_they_share() -> None:
