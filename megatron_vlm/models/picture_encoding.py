@@ -19,20 +19,6 @@ from megatron_vlm.models.vision import VisionEncoder
 from megatron_vlm.parallel.picture_shares import gathered_rows, picture_shares, summed_rows
 
 
-class _Untouched(torch.autograd.Function):
-    """Identity on `x` that gives `parameters` zero gradients, so that overlapped gradient reduction sees every bucket
-    filled on ranks whose micro-batches had no picture. Zeros are added to a sum, nothing is averaged over them."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, *parameters: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(*parameters)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
-        return (grad, *(torch.zeros_like(p) for p in ctx.saved_tensors))
-
-
 class PictureEncoding(MegatronModule):
     """What a model chunk with `vision` and `projector` does with them; a chunk that has none calls nothing of it.
 
@@ -46,8 +32,6 @@ class PictureEncoding(MegatronModule):
     projector: Projector | None
     _placement: VisionPlacement
     _vision_width: int
-    #: whether gradients are waited for that no picture gives
-    _zero_gradients_for_absent_pictures: bool
     _row_width: int
 
     def encode_images(
@@ -193,13 +177,13 @@ class PictureEncoding(MegatronModule):
         def own(a: int, b: int) -> Tensor:
             return encode(first + a, first + b)
 
-        if first == end:
-            # the sum of gradients is a meeting of all ranks, which this one comes to by a row that wants a gradient
-            part = self._no_rows().requires_grad_(bool(self.picture_parameters()))
-        else:
-            part = self._shared_on_first_stage(own, costs[first:end], rows[first:end], alone)
-        whole = summed_rows(part, [sum(rows[a:b]) for a, b in shares], context)
-        return whole if first < end else self._untouched(whole)
+        part = (
+            self._no_rows() if first == end else self._shared_on_first_stage(own, costs[first:end], rows[first:end], alone)
+        )
+        if torch.is_grad_enabled() and self.picture_parameters():
+            # the sum of gradients is a meeting of all ranks: those that encoded nothing come to it by rows that want one too
+            part.requires_grad_()
+        return summed_rows(part, [sum(rows[a:b]) for a, b in shares], context)
 
     def _shared_on_first_stage(
         self, encode: Callable[[int, int], Tensor], costs: Sequence[int], rows: Sequence[int], alone: bool
@@ -210,8 +194,7 @@ class PictureEncoding(MegatronModule):
         shares = picture_shares(costs, group.size())
         first, end = shares[group.rank()]
         own = self._no_rows() if first == end else encode(first, end)
-        whole = gathered_rows(own, [sum(rows[a:b]) for a, b in shares], group)
-        return whole if first < end else self._untouched(whole)
+        return gathered_rows(own, [sum(rows[a:b]) for a, b in shares], group)
 
     def _no_rows(self) -> Tensor:
         assert self.projector is not None
@@ -226,14 +209,6 @@ class PictureEncoding(MegatronModule):
             with torch.no_grad():  # a frozen encoder keeps no graph
                 features = self.vision(pixels, sizes)
         return features
-
-    def _untouched(self, x: Tensor) -> Tensor:
-        """`x`, through which encoder and projector, which had no part in it, get zero gradients if these are waited for."""
-        if self._zero_gradients_for_absent_pictures and self.training and torch.is_grad_enabled():
-            parameters = self.picture_parameters()
-            if parameters:
-                x = _Untouched.apply(x, *parameters)
-        return x
 
     def picture_parameters(self) -> list[torch.nn.Parameter]:
         """Those of encoder and projector that are trained; none where they are not."""

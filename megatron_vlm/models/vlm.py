@@ -54,9 +54,6 @@ class VisionLanguageModel(PictureEncoding):
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process, self.vp_stage = pre_process, post_process, vp_stage
         self.share_embeddings_and_output_weights = not model.language.untie_embeddings
-        # of a step's pictures that all stages encoded, gradients come after the last micro-batch
-        late = parallel.vision == "data_all_stages"
-        self._zero_gradients_for_absent_pictures = parallel.overlap_grad_reduce and not late
         self._language = model.language
         self.language_model = LanguageModel(
             config=transformer,
@@ -147,8 +144,6 @@ class VisionLanguageModel(PictureEncoding):
         if rows is not None:
             rows = rows.to(self.language_model.embedding.word_embeddings.weight.dtype)
         x: Tensor = self.language_model.embed(tokens, rows, row_index)
-        if rows is None:
-            x = self._untouched(x)
         if self.config.recompute_granularity == "full" and self.training and not x.requires_grad and torch.is_grad_enabled():
             # what is computed again gets gradients only where its input asks for them, and words of a frozen embedding do
             # not (low-rank updates of its layers are trained all the same)

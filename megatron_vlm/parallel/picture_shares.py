@@ -32,6 +32,8 @@ def gather_rows(rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup) -
     Shares are padded to the longest: collectives of one size are what every backend has.
     """
     longest = max(counts)
+    if longest == 0:  # a group among several that share few pictures
+        return rows
     padded = rows.new_zeros(longest, rows.size(1))
     padded[: len(rows)] = rows
     whole = rows.new_empty(len(counts) * longest, rows.size(1))
@@ -95,6 +97,8 @@ def scatter_rows(rows: Tensor | None, counts: Sequence[int], like: Tensor, group
     """
     longest = max(counts)
     own = like.new_empty(longest, like.size(1))
+    if longest == 0:
+        return own
     shares: list[Tensor] | None = None
     if rows is not None:
         shares = []

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
+from megatron.core.distributed import finalize_model_grads
 from megatron.core.transformer.module import Float16Module, MegatronModule
 from torch import Tensor
 
@@ -25,6 +21,7 @@ from megatron_vlm.models.initialization import initialize_parameters
 from megatron_vlm.models.vlm import VisionLanguageModel
 from megatron_vlm.parallel.picture_shares import sum_gradients
 from megatron_vlm.parallel.topology import Topology
+from megatron_vlm.training.data_parallel import DataParallel, DistributedDataParallelConfig
 from megatron_vlm.training.encoding import StepEncoding
 from megatron_vlm.training.optimizer import Optimizer, read_state, write_state
 from megatron_vlm.training.parameter_groups import frozen_in, held_at_zero, updated_beside
@@ -92,7 +89,7 @@ class Engine:
         if topology.device.type == "cuda":
             start_user_buffers(config)
         self.chunks = build_chunks(config, tokens, topology)
-        self.ddp: list[DistributedDataParallel] = []
+        self.ddp: list[DataParallel] = []
         self.optimizer: Optimizer
         self.stage = -1
         self.updates = UpdateCount()
@@ -133,7 +130,7 @@ class Engine:
             if getattr(ddp, "use_forward_hook", False) and ddp.remove_forward_pre_hook_handles:
                 ddp.disable_forward_pre_hook()  # waits for parameters in flight
             ddp.grad_accs.clear()
-            for name in ("grad_scale_func", "no_sync_func", "grad_sync_func", "param_sync_func"):
+            for name in ("grad_scale_func", "no_sync_func", "grad_sync_func"):
                 setattr(ddp.config, name, None)
         if self.ddp:
             del self.optimizer
@@ -148,14 +145,16 @@ class Engine:
             grad_reduce_in_fp32=True,
             overlap_grad_reduce=parallel.overlap_grad_reduce,
             overlap_param_gather=parallel.overlap_param_gather,
+            align_param_gather=parallel.overlap_param_gather,  # hooks of modules wait for what `begin_gathers` began
             use_distributed_optimizer=parallel.use_distributed_optimizer,
             average_in_collective=False,
         )
         self.ddp = [
-            DistributedDataParallel(
-                config=chunk.config,
-                ddp_config=ddp_config,
-                module=chunk,
+            DataParallel(
+                chunk.config,
+                ddp_config,
+                chunk,
+                unwrap(chunk).picture_parameters(),
                 # buckets of later chunks are reduced with the first one's, as in megatron-core's own trainer
                 disable_bucketing=number > 0,
             )
@@ -176,9 +175,11 @@ class Engine:
             if parallel.overlap_grad_reduce:
                 core.no_sync_func = self.ddp[0].no_sync if single else [c.no_sync for c in self.ddp]
                 core.grad_sync_func = None
-            if parallel.overlap_param_gather:
-                sync = [c.start_param_sync for c in self.ddp]
-                core.param_sync_func = sync[0] if single else sync
+
+    def begin_gathers(self) -> None:
+        """Before a step's first forward pass, of pictures too (`DataParallel.begin_gathers`)."""
+        for chunk in self.ddp:
+            chunk.begin_gathers()
 
     def encode_ahead(self, batches: Sequence[MicroBatch]) -> list[Tensor | None]:
         """Rows of each micro-batch's pictures where all stages encode a step's pictures before its first micro-batch; else a
@@ -191,25 +192,18 @@ class Engine:
 
     def _finalize_gradients(self, model: list[Any], num_tokens: Tensor | None = None, **options: Any) -> None:
         if self._encoding is not None:
-            self._learn_from_pictures(self._encoding)
+            # stages own different parts of the sums over data-parallel ranks: theirs is made before
+            self._encoding.backward()
+            self._encoding.sum_gradients()
             self._encoding = None
+        for chunk in self.ddp:
+            chunk.finish_gathers()
+            chunk.reduce_last()
         finalize_model_grads(model, num_tokens if self.label_total is None else self.label_total, **options)
         if self.config.parallel.vision == "data_first_stage" and self.topology.on_first_stage:
             # last, so that overlapped reduction has ended; all tensor-parallel ranks own the same parts
             group = parallel_state.get_tensor_model_parallel_group()
             sum_gradients(unwrap(self.chunks[0]).picture_parameters(), group)
-
-    def _learn_from_pictures(self, encoding: StepEncoding) -> None:
-        """Gradients of encoder and projector, summed over stages before they are over data-parallel ranks: those of
-        different stages own different parts of the sums. Overlapped reduction waits for the sums."""
-        with ExitStack() as stack:
-            for chunk in self.ddp:
-                stack.enter_context(chunk.no_sync())
-            encoding.backward()
-        encoding.sum_gradients()
-        if self.config.parallel.overlap_grad_reduce:
-            for parameter in unwrap(self.chunks[0]).picture_parameters():
-                self.ddp[0].param_to_bucket_group[parameter].register_grad_ready(parameter)
 
     def zero_grad(self) -> None:
         for chunk in self.ddp:

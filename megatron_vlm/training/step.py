@@ -119,6 +119,7 @@ def train_step(
     weights = LabelWeights.of(factors, topology.device)
     engine.label_total = None if weights is None else weights.total
     engine.zero_grad()
+    engine.begin_gathers()
     for chunk in engine.ddp:
         chunk.train()
     chunks = engine.ddp
