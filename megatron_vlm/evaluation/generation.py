@@ -5,7 +5,7 @@ one position at a time, where the longer prompts still give their own tokens. Pi
 the places of their placeholders, in the first pass and after it.
 
 Under tensor and pipeline parallelism hidden states pass from stage to stage, and the last one says which token is next;
-data-parallel ranks share the batches. Sequence parallelism and interleaved stages are for training alone.
+data- and context-parallel ranks share the batches. Sequence parallelism and interleaved stages are for training alone.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Generator:
 
         Args:
             prompts: the same on every rank, but for pictures.
-            heard: called with each token of the prompts that this data-parallel rank answers, as it comes.
+            heard: called with each token of the prompts that this rank answers, as it comes.
             ends: whether an answer (prompt's number, its ids so far) is complete, asked after each token; it must say the
                 same on every rank.
             progress: called with the number of prompts that were answered since the last call, by all ranks together.

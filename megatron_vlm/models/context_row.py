@@ -12,7 +12,7 @@ of them: a row would hold other documents at another number of ranks.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -31,53 +31,61 @@ def piece_bounds(positions: int, rank: int, ranks: int) -> tuple[tuple[int, int]
     return (rank * size, (rank + 1) * size), ((2 * ranks - 1 - rank) * size, (2 * ranks - rank) * size)
 
 
-@dataclass
-class Piece(PackedSeqParams):
-    """A rank's piece of a row as attention takes it: documents, or parts of them, whose queries and keys end together.
-
-    Query i of a document's q and key j of its k attend where j <= i + (k - q): a causal mask aligned at the bottom right.
+@dataclass(frozen=True)
+class Piece:
+    """Some neighbouring positions of a row, and the documents, or parts of them, that lie there.
 
     Attributes:
-        first, end: the keys of it among the row's.
-        carried_on: queries of a document that began before the piece, 0 where none did: all others have as many keys as
-            queries.
+        begin, end: of the positions.
+        first: the first position whose keys they attend to; the last is their own last.
+        queries, keys: how many each document has. They end together, and query i attends to key j where
+            j <= i + (keys - queries). A document that began before the piece, which is the first if one did, has more keys
+            than queries; all others have as many.
     """
 
-    first: int = 0
-    end: int = 0
-    carried_on: int = 0
+    begin: int
+    end: int
+    first: int
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
 
     @classmethod
-    def of(cls, lengths: Sequence[int], begin: int, end: int, device: torch.device) -> Piece:
+    def of(cls, lengths: Sequence[int], begin: int, end: int) -> Piece:
         """The positions `begin` to `end` of a row whose documents have these lengths, none of them 0."""
         ends = list(accumulate(lengths))
         number = bisect_right(ends, begin)
-        first = ends[number] - lengths[number]
-        queries, keys = [0], [0]
-        while queries[-1] < end - begin:
+        first = start = ends[number] - lengths[number]
+        queries, keys, at = [], [], begin
+        while at < end:
             stop = min(ends[number], end)
-            queries.append(stop - begin)
-            keys.append(stop - first)
+            queries.append(stop - at)
+            keys.append(stop - start)
+            at = start = stop
             number += 1
-        carried_on = queries[1] if first < begin else 0
-        longest_q, longest_k = (max(b - a for a, b in zip(s, s[1:], strict=False)) for s in (queries, keys))
-        cu_seqlens = (torch.tensor(s, dtype=torch.int32).to(device, non_blocking=True) for s in (queries, keys))
-        return cls("thd", *cu_seqlens, None, None, longest_q, longest_k, first=first, end=end, carried_on=carried_on)
+        return cls(begin, end, first, tuple(queries), tuple(keys))
+
+    @property
+    def carried_on(self) -> bool:
+        """Whether its first document began before it."""
+        return self.first < self.begin
 
 
 @dataclass
 class ContextRow(PackedSeqParams):
-    """This rank's part of a row, `[positions / ranks]`, its two pieces one after the other.
+    """This rank's part of a row, `[positions / ranks]`, its pieces one after the other.
 
     To megatron-core it is one sequence, whose rotary angles are `rotary`'s.
 
     Attributes:
         pieces: of the part, in its order.
+        attended: the documents of the pieces, one after another, as attention takes them: packed queries, and keys of
+            `whole`, under causal masks that are aligned at the bottom right.
         position_ids: int64 `[positions / ranks]`, the distance of each position from its document's beginning.
         group: the ranks that share the row.
     """
 
     pieces: tuple[Piece, ...] = ()
+    attended: PackedSeqParams | None = None
     position_ids: Tensor | None = None
     group: dist.ProcessGroup | None = None
 
@@ -88,35 +96,50 @@ class ContextRow(PackedSeqParams):
         device = position_ids.device
         lengths = [length for length in lengths if length]
         bounds = piece_bounds(sum(lengths), group.rank(), group.size())
-        pieces = tuple(Piece.of(lengths, begin, end, device) for begin, end in bounds)
-        whole = torch.tensor([0, position_ids.numel()], dtype=torch.int32).to(device, non_blocking=True)
+        pieces = tuple(Piece.of(lengths, begin, end) for begin, end in bounds)
+        alone = _borders([position_ids.numel()], device)
         longest = max(lengths)
-        return cls(
-            "thd", whole, whole, None, None, longest, longest, pieces=pieces, position_ids=position_ids[0], group=group
-        )
+        row = cls("thd", alone, alone, max_seqlen_q=longest, max_seqlen_kv=longest, pieces=pieces, group=group)
+        row.attended, row.position_ids = attended(pieces, device), position_ids[0]
+        return row
 
     def rotary(self, angles: Tensor) -> Tensor:
         """Angles of positions 0, 1, ... `[n, 1, 1, d]` into those of this rank's positions."""
         assert self.position_ids is not None
         return angles.index_select(0, self.position_ids)
 
-    def attend(self, attend: Callable[[Tensor, Tensor, Tensor, Piece], Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of this rank's queries, keys and values `[positions / ranks, heads, d]` over the row.
-
-        `attend(q, k, v, piece)` is called for each piece, with the keys and values that its documents have, and gives
-        `[queries, heads * d]`.
-        """
-        keys, values = self.whole(k, v)
-        parts = zip(q.chunk(2), self.pieces, strict=True)
-        return torch.cat([attend(own, keys[p.first : p.end], values[p.first : p.end], p) for own, p in parts])
-
     def whole(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values `[positions / ranks, heads, d]` of this rank -> those of the row, `[positions, heads, d]`, in its
-        order. Gradients of ranks are summed."""
+        """Keys and values `[positions / ranks, heads, d]` of this rank -> those that its pieces attend to, each piece's from
+        its first to its last, `[keys, heads, d]`. Gradients are summed over ranks."""
         assert self.group is not None
         ranks, heads = self.group.size(), key.size(1)
-        both = gather_from_sequence_parallel_region(torch.cat([key, value], dim=1), group=self.group)
-        parts = both.chunk(2 * ranks)
-        # rank r's pieces are r and 2 * ranks - 1 - r
-        order = [*range(0, 2 * ranks, 2), *range(2 * ranks - 1, 0, -2)]
-        return torch.cat([parts[n][:, :heads] for n in order]), torch.cat([parts[n][:, heads:] for n in order])
+        gathered = gather_from_sequence_parallel_region(torch.cat([key, value], dim=1), group=self.group)
+        parts = gathered.chunk(2 * ranks)
+        size = parts[0].size(0)
+        needed = [parts[n][first:end] for n, first, end in slices_of(self.pieces, ranks, size)]
+        return torch.cat([part[:, :heads] for part in needed]), torch.cat([part[:, heads:] for part in needed])
+
+
+def slices_of(pieces: Sequence[Piece], ranks: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """(piece by its place in what is gathered, first, end in it) of the keys of `pieces`.
+
+    Pieces of the row, `size` positions each, are gathered in the order 0, last, 1, last but one, ...: rank r's are r and
+    2 * ranks - 1 - r.
+    """
+    for piece in pieces:
+        for number in range(piece.first // size, -(-piece.end // size)):
+            place = 2 * number if number < ranks else 2 * (2 * ranks - 1 - number) + 1
+            yield place, max(piece.first - number * size, 0), min(piece.end - number * size, size)
+
+
+def attended(pieces: Sequence[Piece], device: torch.device) -> PackedSeqParams:
+    """`ContextRow.attended` of these pieces."""
+    queries = [count for piece in pieces for count in piece.queries]
+    keys = [count for piece in pieces for count in piece.keys]
+    return PackedSeqParams(
+        "thd", _borders(queries, device), _borders(keys, device), max_seqlen_q=max(queries), max_seqlen_kv=max(keys)
+    )
+
+
+def _borders(lengths: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device, non_blocking=True)

@@ -5,7 +5,8 @@ megatron-core's local attention refuses packed sequences and its local norm refu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -112,6 +113,12 @@ class DocumentGroups:
             made._add(index, torch.arange(index.size(1)).unsqueeze(0) < lengths)
         return made
 
+    def to(self, device: torch.device) -> DocumentGroups:
+        """Itself, its indices on the device of what they index."""
+        self.groups = [(index.to(device), width, count) for index, width, count in self.groups]
+        self.inverse = self.inverse.to(device)
+        return self
+
     def _add(self, index: Tensor, real: Tensor) -> None:
         """A group: places `[documents, width]`, and which of them are the documents' own."""
         flat = index.reshape(-1)
@@ -126,14 +133,15 @@ def _next_width(length: int) -> int:
     return power * 3 // 4 if power >= 4 and length <= power * 3 // 4 else power
 
 
-def document_groups(packed: PackedSeqParams, causal: bool) -> DocumentGroups:
+def document_groups(packed: PackedSeqParams, causal: bool, device: torch.device) -> DocumentGroups:
     """The groups of a packed row, made once and kept on it: every layer of a micro-batch asks for the same ones."""
     kept: dict[bool, DocumentGroups] = packed.__dict__.setdefault("_document_groups", {})
     if causal not in kept:
         if isinstance(packed, ScoredRow) and packed.documents is not None and causal:
-            kept[causal] = DocumentGroups.of_places(packed.documents, packed.max_seqlen_q)
+            groups = DocumentGroups.of_places(packed.documents, packed.max_seqlen_q)
         else:
-            kept[causal] = DocumentGroups(packed.cu_seqlens_q, causal)
+            groups = DocumentGroups(packed.cu_seqlens_q, causal)
+        kept[causal] = groups.to(device)
     return kept[causal]
 
 
@@ -181,8 +189,7 @@ class HostAttention(MegatronModule):
                 return call()
         return call()
 
-    def _attend_packed(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, packed: PackedSeqParams) -> Tensor:
-        plan = document_groups(packed, causal)
+    def _attend_groups(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, plan: DocumentGroups) -> Tensor:
         outputs = []
         for index, width, count in plan.groups:
             q, k, v = (
@@ -192,19 +199,31 @@ class HostAttention(MegatronModule):
             outputs.append(out.transpose(1, 2).reshape(count * width, -1))
         return torch.cat(outputs).index_select(0, plan.inverse)
 
-    def _attend_piece(self, query: Tensor, key: Tensor, value: Tensor, piece: Piece) -> Tensor:
-        """Of a piece of a row: a document that goes on by itself, under a mask of its own, then the others."""
-        if piece.carried_on == 0:
-            return self._attend_packed(query, key, value, True, piece)
-        queries, keys = piece.carried_on, int(piece.cu_seqlens_kv[1])
-        mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
-        q, k, v = (t.transpose(0, 1).unsqueeze(0) for t in (query[:queries], key[:keys], value[:keys]))
-        out = self._attend(q, k, v, True, mask)  # [1, heads, queries, d]
-        carried = out[0].transpose(0, 1).reshape(queries, -1)
-        if queries == len(query):
-            return carried
-        others = piece.__dict__.setdefault("_others", PackedSeqParams(cu_seqlens_q=piece.cu_seqlens_q[1:] - queries))
-        return torch.cat([carried, self._attend_packed(query[queries:], key[keys:], value[keys:], True, others)])
+    def _attend_pieces(self, query: Tensor, key: Tensor, value: Tensor, row: ContextRow) -> Tensor:
+        """Of a part of a row, with the keys and values that its pieces attend to."""
+        outputs: list[Tensor] = []
+        asked = given = 0
+        for piece in row.pieces:
+            queries, keys = slice(asked, asked + sum(piece.queries)), slice(given, given + sum(piece.keys))
+            outputs += self._attend_piece(query[queries], key[keys], value[keys], piece)
+            asked, given = queries.stop, keys.stop
+        return torch.cat(outputs)
+
+    def _attend_piece(self, query: Tensor, key: Tensor, value: Tensor, piece: Piece) -> Iterator[Tensor]:
+        """A document that goes on by itself, under a mask of its own, then the others."""
+        queries = keys = 0
+        if piece.carried_on:
+            queries, keys = piece.queries[0], piece.keys[0]
+            mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+            q, k, v = (t.transpose(0, 1).unsqueeze(0) for t in (query[:queries], key[:keys], value[:keys]))
+            out = self._attend(q, k, v, True, mask)  # [1, heads, queries, d]
+            yield out[0].transpose(0, 1).reshape(queries, -1)
+        if queries < len(query):
+            plan: dict[str, DocumentGroups] = piece.__dict__
+            if "_groups" not in plan:  # made once for all layers, as of a row that is whole
+                others = [0, *accumulate(piece.queries[piece.carried_on :])]
+                plan["_groups"] = DocumentGroups(torch.tensor(others), causal=True).to(query.device)
+            yield self._attend_groups(query[queries:], key[keys:], value[keys:], True, plan["_groups"])
 
     def forward(
         self,
@@ -218,10 +237,12 @@ class HostAttention(MegatronModule):
     ) -> Tensor:
         """Returns `[s, b, heads * d]`, or `[t, heads * d]` for packed rows."""
         if isinstance(packed_seq_params, ContextRow):
-            return packed_seq_params.attend(self._attend_piece, query, key, value)
+            keys, values = packed_seq_params.whole(key, value)
+            return self._attend_pieces(query, keys, values, packed_seq_params)
         causal = (attn_mask_type or self.attn_mask_type) in (AttnMaskType.causal, AttnMaskType.padding_causal)
         if packed_seq_params is not None and packed_seq_params.qkv_format == "thd":
-            return self._attend_packed(query, key, value, causal, packed_seq_params)
+            plan = document_groups(packed_seq_params, causal, query.device)
+            return self._attend_groups(query, key, value, causal, plan)
         mask = ~attention_mask if attention_mask is not None and not causal else None
         q, k, v = (t.permute(1, 2, 0, 3) for t in (query, key, value))
         out = self._attend(q, k, v, causal, mask)

@@ -55,7 +55,7 @@ def fuse_embeddings(
         vocab_start: the first word of the shard. Words of other shards give zeros, so that one all-reduce, or one
             reduce-scatter along positions, over tensor-parallel ranks ends it.
         vocab_size: all words, of every shard; None: those of this shard.
-        first_position, positions: a slice of each sequence, as one rank of sequence or context parallelism has it; the
+        first_position, positions: a slice of each sequence, as one rank of sequence parallelism has it; the
             whole by default.
         rows_here: whether this rank writes the image rows. Where ranks hold the same rows and sum what they write, one of
             them does. The gradient of the rows is given on all of them, as for any tensor that tensor-parallel ranks hold

@@ -111,7 +111,9 @@ def initialize(parallel: ParallelConfig, seed: int) -> Topology:
             # megatron-core makes a timedelta of it: else its groups would wait for half an hour
             distributed_timeout_minutes=parallel.timeout_s / 60,
         )
-    model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    # context-parallel ranks hold parts of one row, and drop other values of them
+    context_rank = parallel_state.get_context_parallel_rank()
+    model_parallel_cuda_manual_seed(seed + 1000 * context_rank, force_reset_rng=True)
     return Topology(
         device=device,
         rank=dist.get_rank(),
@@ -122,7 +124,7 @@ def initialize(parallel: ParallelConfig, seed: int) -> Topology:
         pipeline_size=parallel_state.get_pipeline_model_parallel_world_size(),
         data_rank=parallel_state.get_data_parallel_rank(),
         data_size=parallel_state.get_data_parallel_world_size(),
-        context_rank=parallel_state.get_context_parallel_rank(),
+        context_rank=context_rank,
         context_size=parallel_state.get_context_parallel_world_size(),
     )
 

@@ -17,6 +17,7 @@ from megatron_vlm.models import context_row, picture_encoding
 from megatron_vlm.training.loop import Run
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_gradients import FIXED, _one_rank, _whole, _worst
+from tests.distributed.test_some_pictures import step_in_buckets
 from tests.distributed.tiny_run import PP2, TP2, configuration, steps, steps_and_save
 
 pytestmark = pytest.mark.distributed
@@ -28,6 +29,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "cp2": (2, CP2),
     "cp2 x tp2 + sp": (4, {**CP2, **TP2, "sequence_parallel": True}),
     "cp2 x pp2, all stages encode": (4, {**CP2, **PP2, **ALL}),
+    "cp2 x tp2, first stage encodes": (4, {**CP2, **TP2, **FIRST}),
     "cp4": (4, {"context_parallel_size": 4}),
 }
 MORE: dict[str, tuple[int, dict[str, Any]]] = {
@@ -67,10 +69,23 @@ def alone(data: Path) -> dict[str, np.ndarray]:
     return _whole(run_ranks(1, _one_rank, configuration(data, **FIXED)))
 
 
-def test_every_gradient_is_the_same(data: Path, alone: dict[str, np.ndarray]) -> None:
-    shared = configuration(data, {**CP2, "use_distributed_optimizer": False}, **FIXED)
-    for rank in run_ranks(2, _one_rank, shared):
-        assert _worst(_whole([rank]), alone) < 2e-6
+#: without the distributed optimiser, of which each rank has a part of the sums
+WHOLE = {"use_distributed_optimizer": False}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "parallel"),
+    [
+        (2, CP2),
+        (4, {**CP2, **TP2, **FIRST, "sequence_parallel": True}),
+        pytest.param(4, {**CP2, **PP2, **ALL}, marks=pytest.mark.slow),
+        pytest.param(4, {"context_parallel_size": 4}, marks=pytest.mark.slow),
+    ],
+    ids=["cp2", "cp2 x tp2 + sp, first stage", "cp2 x pp2, all stages", "cp4"],
+)
+def test_every_gradient_is_the_same(ranks: int, parallel: dict[str, Any], data: Path, alone: dict[str, np.ndarray]) -> None:
+    found = run_ranks(ranks, _one_rank, configuration(data, {**parallel, **WHOLE}, **FIXED))
+    assert _worst(_whole(found), alone) < 2e-6
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -143,8 +158,8 @@ def _forget_what_began_before(core: Any) -> None:
     """A piece's first document, though it began in another piece, attends to what it has in this one alone."""
     real = context_row.Piece.of
 
-    def cut(lengths: Any, begin: int, end: int, device: Any) -> Any:
-        return real([begin, end - begin] if begin else [end], begin, end, device)
+    def cut(lengths: Any, begin: int, end: int) -> Any:
+        return real([begin, end - begin] if begin else [end], begin, end)
 
     context_row.Piece.of = cut  # type: ignore[method-assign,assignment]
 
@@ -162,5 +177,20 @@ def _keep_gradients_of_rows(core: Any) -> None:
 
 @pytest.mark.parametrize("mutation", [_forget_what_began_before, _keep_own_gradients, _keep_gradients_of_rows])
 def test_a_fault_in_what_is_shared_is_seen(mutation: Any, data: Path, alone: dict[str, np.ndarray]) -> None:
-    shared = configuration(data, {**CP2, "use_distributed_optimizer": False}, **FIXED)
+    shared = configuration(data, {**CP2, **WHOLE}, **FIXED)
     assert _worst(_whole(run_ranks(2, _one_rank, shared, mutation)[:1]), alone) > 1e-3
+
+
+@pytest.mark.parametrize("vision", [{}, pytest.param(FIRST, marks=pytest.mark.slow), ALL], ids=["tensor", "first", "all"])
+def test_pictures_in_the_last_micro_batch_alone(vision: dict[str, Any], data: Path) -> None:
+    """Fewer than there are ranks: some encode nothing, and come to every meeting all the same."""
+    loss, norm, pictures, _ = run_ranks(1, _few_pictures, configuration(data))[0]
+    assert pictures == [0, 0, 0, 1]
+    shared = {"context_parallel_size": 4, "overlap_grad_reduce": True, "overlap_param_gather": True, **vision}
+    for found in run_ranks(4, _few_pictures, configuration(data, shared)):
+        assert found[2] == pictures
+        assert found[:2] == (pytest.approx(loss, abs=5e-6), pytest.approx(norm, rel=3e-5))
+
+
+def _few_pictures(config: RunConfig) -> tuple[float, float, list[int], dict[str, Any]]:
+    return step_in_buckets(config, lambda pack: tuple(span for span in pack if span.pictures)[:1], 1)

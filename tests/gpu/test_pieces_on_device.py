@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_vlm.models.context_row import Piece, piece_bounds
+from megatron_vlm.models.context_row import Piece, attended, piece_bounds
 from tests.gpu.needed import ON_A_GPU, need_engine
+from tests.models.test_context_row import _places
 from tests.models.test_host_layers import GROUPS, HEADS, _document_by_document, _row
 
 pytestmark = ON_A_GPU
@@ -21,24 +22,32 @@ SIZE = 64
 LENGTHS = [300, 7, 90, 1, 114]
 
 
+@pytest.mark.parametrize("kernels", ["chosen", "plain"])
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_pieces_attend_as_documents_do(ranks: int) -> None:
+def test_pieces_attend_as_documents_do(ranks: int, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kernels that Transformer Engine chooses, and by its own in plain PyTorch."""
     need_engine()
     import transformer_engine.pytorch as te
 
     from megatron_vlm.models.engine_context_attention import EngineContextAttention
 
-    attention: Any = te.DotProductAttention(HEADS, SIZE, num_gqa_groups=GROUPS, attention_dropout=0.0, qkv_format="thd")
+    if kernels == "plain":
+        for name in ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN"):
+            monkeypatch.setenv(name, "0")
+    attention: Any = te.DotProductAttention(
+        HEADS, SIZE, num_gqa_groups=GROUPS, attention_dropout=0.0, qkv_format="thd", attention_type="cross"
+    )
     ours = [t.detach().cuda().bfloat16().requires_grad_() for t in _row(LENGTHS, size=SIZE)]
     theirs = [t.detach().float().requires_grad_() for t in ours]
     query, key, value = ours
-    parts: dict[int, torch.Tensor] = {}
+    out = torch.zeros(sum(LENGTHS), HEADS * SIZE, device=query.device, dtype=query.dtype)
     for rank in range(ranks):
-        for begin, end in piece_bounds(sum(LENGTHS), rank, ranks):
-            piece = Piece.of(LENGTHS, begin, end, query.device)
-            keys = slice(piece.first, piece.end)
-            parts[begin] = EngineContextAttention._attend_piece(attention, query[begin:end], key[keys], value[keys], piece)
-    out = torch.cat([parts[begin] for begin in sorted(parts)])
+        pieces = tuple(Piece.of(LENGTHS, *bounds) for bounds in piece_bounds(sum(LENGTHS), rank, ranks))
+        asked, given = _places(pieces)
+        part = EngineContextAttention.attend(
+            attention, query[asked], key[given], value[given], attended(pieces, query.device)
+        )
+        out = out.index_put((asked.to(out.device),), part)
     alone = _document_by_document(theirs, LENGTHS, causal=True)
     torch.testing.assert_close(out.float(), alone, rtol=2e-2, atol=2e-2)
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.device)

@@ -128,10 +128,10 @@ def built(*overrides: str) -> dict[str, Any]:
 
 def shared_rows() -> dict[str, Any]:
     """Of a model whose rows are shared by ranks: its attention, its parameters beside those of one whose are not, and what
-    Transformer Engine is called with for a piece, bound to its signature."""
+    Transformer Engine is called with for two pieces, bound to its signature."""
     import transformer_engine.pytorch as te
 
-    from megatron_vlm.models.context_row import Piece
+    from megatron_vlm.models.context_row import Piece, attended
 
     names, attention = [], None
     for size in (1, 2):
@@ -144,11 +144,12 @@ def shared_rows() -> dict[str, Any]:
     signature, called = inspect.signature(te.DotProductAttention.forward), {}
     te.DotProductAttention.forward = lambda *a, **k: called.update(signature.bind(*a, **k).arguments)
     row = torch.zeros(8, 4, 32)
-    attention._attend_piece(row, row, row, Piece.of([3, 9], 4, 12, torch.device("cpu")))
+    attention.attend(row, row, row, attended([Piece.of([3, 9], 4, 8), Piece.of([3, 9], 8, 12)], row.device))
     return {
         "attention": type(attention).__name__,
         "ranks that Transformer Engine would share with": attention.cp_group is not None,
         "same parameters": names[0] == names[1],
+        "kinds of attention": sorted({m.attention_type for m in attention.modules() if hasattr(m, "attention_type")}),
         "mask": called["attn_mask_type"],
         "cu_seqlens": [called["cu_seqlens_q"].tolist(), called["cu_seqlens_kv"].tolist()],
     }

@@ -49,13 +49,15 @@ def test_kernels_are_found_and_taken(engine: dict[str, Any]) -> None:
     assert fused["overlapped gathers and reductions"] == []
 
 
-def test_rows_that_ranks_share_are_attended_to_piece_by_piece(engine: dict[str, Any]) -> None:
+def test_rows_that_ranks_share_are_attended_to_in_pieces(engine: dict[str, Any]) -> None:
     assert engine["shared rows"] == {
         "attention": "EngineContextAttention",
         "ranks that Transformer Engine would share with": False,
         "same parameters": True,
+        # "self" is told the keys' borders and takes the queries'
+        "kinds of attention": ["cross"],
         "mask": "padding_causal_bottom_right",
-        "cu_seqlens": [[0, 8], [0, 9]],
+        "cu_seqlens": [[0, 4, 8], [0, 5, 14]],
     }
 
 

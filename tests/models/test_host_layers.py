@@ -11,7 +11,15 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_vlm.models.host_layers import DocumentGroups, HostAttention, HostGainLayerNorm, HostLayerNorm, HostRMSNorm
+from megatron_vlm.models.context_row import ContextRow, Piece
+from megatron_vlm.models.host_layers import (
+    DocumentGroups,
+    HostAttention,
+    HostGainLayerNorm,
+    HostLayerNorm,
+    HostRMSNorm,
+    document_groups,
+)
 from megatron_vlm.models.language import packed_row
 
 HEADS, GROUPS, SIZE = 8, 2, 8
@@ -60,6 +68,20 @@ def test_packed_is_each_document_alone(causal: bool, lengths: list[int]) -> None
     (alone * weight).sum().backward()
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_indices_lie_where_the_rows_do() -> None:
+    """On a GPU an index on the CPU would be refused."""
+    lengths, meta = [5, 9, 2], torch.device("meta")
+    row = ContextRow(pieces=(Piece.of(lengths, 2, 6), Piece.of(lengths, 10, 14)))
+    query, key, value = (t.to(meta) for t in _row([8 + 15]))
+    out = _attention(True)._attend_pieces(query[:8], key[:15], value[:15], row)
+    assert (out.device, out.shape) == (meta, (8, HEADS * SIZE))
+    made = [document_groups(packed_row(_borders(lengths), max(lengths)), True, meta)]
+    made += [piece.__dict__["_groups"] for piece in row.pieces if "_groups" in piece.__dict__]
+    assert len(made) == 2
+    for groups in made:
+        assert {groups.inverse.device, *(index.device for index, _, _ in groups.groups)} == {meta}
 
 
 @settings(max_examples=60)

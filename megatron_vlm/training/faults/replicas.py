@@ -1,4 +1,4 @@
-"""Whether data-parallel replicas still hold the same parameters, by a sum over their raw bits."""
+"""Whether replicas, data- and context-parallel ranks, still hold the same parameters, by a sum over their raw bits."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def differing(sums: Sequence[Sequence[int]], ranks: Sequence[int], names: Sequen
 
 
 def compare_replicas(engine: Engine, topology: Topology) -> list[str]:
-    """What differs between data-parallel replicas, by parameter and rank; empty where nothing does.
+    """What differs between replicas, by parameter and rank; empty where nothing does.
 
     Every rank calls it, and all get the same answer. Optimiser state is not looked at: it has no replicas where the
     optimiser is distributed, and shows in the parameters where it is not. Nor are tensor-parallel copies, whose gradients
