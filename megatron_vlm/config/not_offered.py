@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 _GRAPHS = (
-    "rows have one length, but another number of documents and of pictures each, which captured layers cannot take; leave "
-    "it out (performance.rope_fusion and performance.cross_entropy_fusion launch fewer kernels)"
+    "attention takes other documents in each micro-batch, which captured layers cannot; performance.cuda_graphs captures "
+    "their feed-forward blocks"
 )
 _EIGHT_BITS = (
     "first weights, stage borders and checkpoints write into parameters part by part, which FP8 ones do not take; leave it "

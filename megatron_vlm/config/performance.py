@@ -30,5 +30,8 @@ class PerformanceConfig:
     #: native: megatron-core's, whose collectives are fewer and which rounds the logits' gradients to bf16;
     #: transformer_engine: its Triton kernel; auto: native in bf16, none in fp32
     cross_entropy_fusion: Literal["auto", "none", "native", "transformer_engine"] = "auto"
+    #: mlp: the feed-forward block of each language layer is captured once and launched whole; its attention, which takes
+    #: other documents in each micro-batch, is not
+    cuda_graphs: Literal["none", "mlp"] = "none"
     #: auto: Transformer Engine chooses by the shapes; flash: flash-attn; fused: cuDNN's
     attention_backend: Literal["auto", "flash", "fused"] = "auto"

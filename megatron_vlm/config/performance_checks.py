@@ -15,6 +15,7 @@ def performance_problems(config: RunConfig) -> Iterator[str]:
     yield from _offloading(config)
     yield from _overlap(config)
     yield from _kernels(config)
+    yield from _graphs(config)
 
 
 def chunk_layers(config: RunConfig) -> list[int]:
@@ -127,6 +128,27 @@ def _kernels(config: RunConfig) -> Iterator[str]:
         yield (
             "performance.recompute_vision: the encoder is frozen in every stage and keeps no activations; set it to false"
         )
+
+
+def _graphs(config: RunConfig) -> Iterator[str]:
+    parallel, language = config.parallel, config.model.language
+    if config.performance.cuda_graphs == "none":
+        return
+    where = f"performance.cuda_graphs: {config.performance.cuda_graphs}"
+    if parallel.recompute == "full" or (parallel.recompute == "selective" and "mlp" in config.performance.recompute_modules):
+        yield (
+            f"{where}: what is captured is not computed again; set it to none, or parallel.recompute to selective with "
+            f"performance.recompute_modules [core_attn]"
+        )
+    if config.performance.cpu_offload_layers:
+        yield f"{where}: captured activations do not leave the GPU; set it to none, or cpu_offload_layers to 0"
+    if language.parallel_residual:
+        yield f"{where}: a layer with parallel_residual computes its blocks as one; set it to none"
+    if language.dropout:
+        yield f"{where}: a graph would drop the same values in each step; set it to none, or model.language.dropout to 0"
+    if parallel.precision == "fp32":
+        yield f"{where}: captures blocks in bf16, and parallel.precision is fp32; set it to none"
+    yield from _needs_engine(config, where, "none")
 
 
 def _needs_engine(config: RunConfig, where: str, nearest: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from megatron.core.transformer.enums import AttnBackend
 
 from megatron_vlm.config.performance import PerformanceConfig
 from megatron_vlm.errors import UserError
+from megatron_vlm.parallel.core_release import graph_options
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def choose_kernels(
         ("attention_backend", performance.attention_backend != "auto", "auto"),
         ("cpu_offload_layers", performance.cpu_offload_layers > 0, "0"),
         ("tp_overlap", performance.tp_overlap, "false"),
+        ("cuda_graphs", performance.cuda_graphs != "none", "none"),
         ("rope_fusion", performance.rope_fusion is True, "null"),
         ("cross_entropy_fusion", performance.cross_entropy_fusion == "transformer_engine", "native"),
     ):
@@ -86,6 +89,12 @@ def choose_kernels(
         raise UserError("performance.rope_fusion: this Transformer Engine has no kernel for packed rows; set it to null")
     if performance.cross_entropy_fusion == "transformer_engine" != found.cross_entropy:
         raise UserError("performance.cross_entropy_fusion: this Transformer Engine has none; set it to native")
+    segments = "expandable_segments:True" in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")
+    if performance.cuda_graphs != "none" and segments and os.environ.get("NCCL_GRAPH_REGISTER") != "0":
+        raise UserError(
+            "performance.cuda_graphs: NCCL would register graphs' memory that expandable segments move "
+            "(PYTORCH_CUDA_ALLOC_CONF); set NCCL_GRAPH_REGISTER=0, or cuda_graphs to none"
+        )
     fusion, rope, entropy = (
         performance.gradient_accumulation_fusion,
         performance.rope_fusion,
@@ -109,4 +118,5 @@ def kernel_options(kernels: FusedKernels, performance: PerformanceConfig) -> dic
         "tp_comm_overlap": performance.tp_overlap,
         "cpu_offloading": performance.cpu_offload_layers > 0,
         "cpu_offloading_num_layers": performance.cpu_offload_layers,
+        **graph_options([] if performance.cuda_graphs == "none" else [performance.cuda_graphs]),
     }

@@ -97,6 +97,11 @@ class VisionLanguageModel(PictureEncoding):
                 mark_replicated(self.vision)
                 mark_replicated(self.projector)
 
+    @property
+    def decoder(self) -> torch.nn.Module:
+        """The language layers, where megatron-core's schedules and graphs look for them."""
+        return self.language_model.decoder
+
     def leaves_out(self, name: str) -> bool:
         """Whether checkpoints are without this entry of `state_dict`, so that they are the same under every layer spec."""
         return left_out(name, self._language)

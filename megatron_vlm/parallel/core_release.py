@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 
 def sharded_save_options() -> dict[str, Any]:
@@ -36,6 +39,18 @@ def mlp_spec(submodules: MLPSubmodules) -> Any:
     if hasattr(MLP, "as_mlp_submodule"):
         return partial(MLP.as_mlp_submodule, submodules=submodules)
     return ModuleSpec(module=MLP, submodules=submodules)
+
+
+def graph_options(parts: Sequence[str]) -> dict[str, Any]:
+    """Fields of TransformerConfig by which Transformer Engine captures these parts of each layer; none for none.
+
+    They are `cuda_graph_scope` in 0.16 and `cuda_graph_modules` in 0.19.
+    """
+    if not parts:
+        return {}
+    known = {field.name for field in fields(TransformerConfig)}
+    name = "cuda_graph_modules" if "cuda_graph_modules" in known else "cuda_graph_scope"
+    return {"cuda_graph_impl": "transformer_engine", name: list(parts)}
 
 
 #: what 0.19 warns of at every run, though it is right here: where it comes from, words of it

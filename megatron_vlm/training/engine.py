@@ -23,6 +23,7 @@ from megatron_vlm.parallel.picture_shares import sum_gradients
 from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training.data_parallel import DataParallel, DistributedDataParallelConfig
 from megatron_vlm.training.encoding import StepEncoding
+from megatron_vlm.training.layer_graphs import LayerGraphs
 from megatron_vlm.training.optimizer import Optimizer, read_state, write_state
 from megatron_vlm.training.parameter_groups import frozen_in, held_at_zero, updated_beside
 from megatron_vlm.training.updates import UpdateCount
@@ -97,6 +98,7 @@ class Engine:
         #: stage's counts. None: the number of labels, as megatron-core counts them
         self.label_total: Tensor | None = None
         self._encoding: StepEncoding | None = None
+        self.graphs = LayerGraphs(config.performance.cuda_graphs != "none")
 
     def enter_stage(self, stage: int, anew: bool = False) -> bool:
         """Returns whether DDP and optimiser were built: other parameters are trained, or `anew` asked for it."""
@@ -126,6 +128,7 @@ class Engine:
         that node alive by views of the parameter: a second DDP over the same objects would run both sets of hooks. So the
         parameters are laid into new objects over the same storage.
         """
+        self.graphs.forget()
         for ddp in self.ddp:
             if getattr(ddp, "use_forward_hook", False) and ddp.remove_forward_pre_hook_handles:
                 ddp.disable_forward_pre_hook()  # waits for parameters in flight
@@ -176,10 +179,14 @@ class Engine:
                 core.no_sync_func = self.ddp[0].no_sync if single else [c.no_sync for c in self.ddp]
                 core.grad_sync_func = None
 
-    def begin_gathers(self) -> None:
-        """Before a step's first forward pass, of pictures too (`DataParallel.begin_gathers`)."""
+    def begin_step(self, positions: int, micro_batches: int) -> None:
+        """Before a step's first forward pass, of pictures too: gradients of zero, graphs of its shape, and the gathers of
+        what the last update changed (`DataParallel.begin_gathers`). `positions` of a micro-batch, on all of its ranks."""
+        self.graphs.before_step(self.ddp, self.optimizer.core, positions // self.topology.context_size, micro_batches)
+        self.zero_grad()
         for chunk in self.ddp:
             chunk.begin_gathers()
+            chunk.train()
 
     def encode_ahead(self, batches: Sequence[MicroBatch]) -> list[Tensor | None]:
         """Rows of each micro-batch's pictures where all stages encode a step's pictures before its first micro-batch; else a

@@ -118,10 +118,8 @@ def train_step(
     factors = engine.config.curriculum.stages[engine.stage].loss_weights
     weights = LabelWeights.of(factors, topology.device)
     engine.label_total = None if weights is None else weights.total
-    engine.zero_grad()
-    engine.begin_gathers()
-    for chunk in engine.ddp:
-        chunk.train()
+    positions = lengths.pop()
+    engine.begin_step(positions, len(batches))
     chunks = engine.ddp
     rows = engine.encode_ahead(batches)
     iterators: Any = [zip(batches, rows, strict=True) for _ in chunks]
@@ -130,7 +128,7 @@ def train_step(
         data_iterator=iterators if len(chunks) > 1 else iterators[0],
         model=chunks if len(chunks) > 1 else chunks[0],
         num_microbatches=len(batches),
-        seq_length=lengths.pop(),
+        seq_length=positions,
         micro_batch_size=1,
         forward_only=False,
     )

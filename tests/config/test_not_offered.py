@@ -32,5 +32,5 @@ def test_a_word_that_nobody_knows_is_told_the_nearest() -> None:
 
 def test_the_page_names_what_is_not_offered() -> None:
     text = PAGE.read_text(encoding="utf-8").lower()
-    for subject in ("cuda graphs", "kept in fp8"):
+    for subject in ("cuda graphs of whole layers", "kept in fp8"):
         assert f"**{subject}.**" in text or f"**weights {subject}.**" in text

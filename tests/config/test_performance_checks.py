@@ -60,6 +60,31 @@ REFUSED = [
         [P + "tp_overlap", "true", *TP2, "--curriculum.stages.1.sequence_length", "512"],
         *(2, "tp_overlap", "rows of one length", [P + "tp_overlap", "false"]),
     ),
+    ([P + "cuda_graphs", "mlp", *FULL], 1, "cuda_graphs", "not computed again", ["--parallel.recompute", "none"]),
+    (
+        [P + "cuda_graphs", "mlp", *SELECTIVE, P + "recompute_modules", "[mlp]"],
+        *(1, "cuda_graphs", "not computed again", [P + "recompute_modules", "[core_attn]"]),
+    ),
+    (
+        [P + "cuda_graphs", "mlp", P + "cpu_offload_layers", "1"],
+        *(1, "cuda_graphs", "do not leave the GPU", [P + "cpu_offload_layers", "0"]),
+    ),
+    (
+        [P + "cuda_graphs", "mlp", "--model.language.parallel_residual", "true"],
+        *(1, "cuda_graphs", "its blocks as one", [P + "cuda_graphs", "none"]),
+    ),
+    (
+        [P + "cuda_graphs", "mlp", "--model.language.dropout", "0.1"],
+        *(1, "cuda_graphs", "the same values in each step", ["--model.language.dropout", "0"]),
+    ),
+    (
+        [P + "cuda_graphs", "mlp", "--parallel.precision", "fp32"],
+        *(1, "cuda_graphs", "in bf16", ["--parallel.precision", "bf16"]),
+    ),
+    (
+        [P + "cuda_graphs", "mlp", "--parallel.device", "cpu"],
+        *(1, "cuda_graphs", "device is cpu", [P + "cuda_graphs", "none"]),
+    ),
     ([P + "rope_fusion", "true", "--parallel.layer_spec", "host"], 1, "rope_fusion", "is host", [P + "rope_fusion", "null"]),
     (
         [P + "cross_entropy_fusion", "transformer_engine", "--parallel.device", "cpu"],

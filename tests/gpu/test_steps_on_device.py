@@ -67,6 +67,14 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
+def test_captured_blocks_change_nothing(on_one_gpu: dict[str, Any]) -> None:
+    """Five steps: three before the capture, two that replay it."""
+    need_engine()
+    words = [*BF16, "--parallel.layer_spec", "transformer_engine"]
+    plain = launch(1, "tiny", 5, *words)
+    assert_near(launch(1, "tiny", 5, *words, "--performance.cuda_graphs", "mlp"), plain, 1e-3, 1e-2)
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_two_gpus_train_as_one(name: str, on_one_gpu: dict[str, Any]) -> None:
     need_gpus(2)

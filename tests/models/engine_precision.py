@@ -17,6 +17,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.fp8_utils import get_fp8_context
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from megatron.core.transformer.cuda_graphs import TECudaGraphHelper
 
 from megatron_vlm.config.loading import load_config
 from megatron_vlm.config.precision import LEAST_CAPABILITY, PrecisionConfig, chip_problem
@@ -115,6 +116,10 @@ def built(*overrides: str) -> dict[str, Any]:
     core, layer = model.config, model.language_model.decoder.layers[0]
     return {
         "cpu_offloading": core.cpu_offloading,
+        "captured": [core.cuda_graph_impl, *(scope.name for scope in core.cuda_graph_scope)],
+        "layers to capture": len(TECudaGraphHelper([model], core, 256, 1).flattened_callables)
+        if core.cuda_graph_impl != "none"
+        else 0,
         "offload context": type(model.language_model.decoder.offload_context).__name__,
         "apply_rope_fusion": core.apply_rope_fusion,
         "cross_entropy": core.cross_entropy_fusion_impl,
@@ -168,6 +173,7 @@ def main() -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     parallel_state.initialize_model_parallel(create_gloo_process_groups=False)
     model_parallel_cuda_manual_seed(1)
+    graphs = ["--performance.cuda_graphs", "mlp"]
     fused = ["--performance.cpu_offload_layers", "2", "--performance.cross_entropy_fusion", "transformer_engine"]
     pretend_user_buffers()
     overlap = ["--performance.tp_overlap", "true", "--parallel.sequence_parallel", "true"]
@@ -178,6 +184,7 @@ def main() -> None:
         "kernels": asdict(found_kernels()),
         "buffers": buffers(),
         "fused": built(*fused),
+        "captured": built(*graphs),
         "overlapped": built(*overlap),
         "support": support(),
         "shared rows": shared_rows(),

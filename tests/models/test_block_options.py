@@ -103,6 +103,7 @@ ASKED = {
     "attention_backend": {"attention_backend": "flash"},
     "cpu_offload_layers": {"cpu_offload_layers": 1},
     "tp_overlap": {"tp_overlap": True},
+    "cuda_graphs": {"cuda_graphs": "mlp"},
 }
 
 
@@ -116,6 +117,19 @@ def test_what_is_asked_for_and_cannot_be_on_cpu_ranks_is_refused(field: str) -> 
 def test_what_is_asked_for_and_missing_is_refused(field: str) -> None:
     with pytest.raises(UserError, match=rf"performance\.{field}: .*set it to"):
         choose_kernels(PerformanceConfig(**ASKED[field]), "transformer_engine", "cuda", NOTHING)  # type: ignore[arg-type]
+
+
+def test_graphs_beside_segments_that_move_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = PerformanceConfig(cuda_graphs="mlp")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    with pytest.raises(UserError, match=r"performance\.cuda_graphs: .*set NCCL_GRAPH_REGISTER=0"):
+        choose_kernels(graphs, "transformer_engine", "cuda", EVERYTHING)
+    monkeypatch.setenv("NCCL_GRAPH_REGISTER", "0")
+    kernels = choose_kernels(graphs, "transformer_engine", "cuda", EVERYTHING)
+    options = {**kernel_options(kernels, graphs), "apply_rope_fusion": False}
+    core = language(tiny(), options)
+    captured = getattr(core, "cuda_graph_modules", None) or core.cuda_graph_scope
+    assert (core.cuda_graph_impl, [part.name for part in captured]) == ("transformer_engine", ["mlp"])
 
 
 def test_options_have_megatron_cores_names() -> None:

@@ -49,6 +49,13 @@ def test_kernels_are_found_and_taken(engine: dict[str, Any]) -> None:
     assert fused["overlapped gathers and reductions"] == []
 
 
+def test_feed_forward_blocks_are_captured(engine: dict[str, Any]) -> None:
+    """megatron-core's helper, with Transformer Engine there, finds each layer."""
+    assert engine["captured"]["captured"] == ["transformer_engine", "mlp"]
+    assert engine["captured"]["layers to capture"] == 4
+    assert engine["fused"]["layers to capture"] == 0
+
+
 def test_rows_that_ranks_share_are_attended_to_in_pieces(engine: dict[str, Any]) -> None:
     assert engine["shared rows"] == {
         "attention": "EngineContextAttention",
