@@ -53,24 +53,24 @@ def language_layer_keeps(
     recompute: Recompute,
     sequence_length: int,
     modules: Iterable[str] = ("core_attn",),
-    context: int = 1,
+    keys: float = 1.0,
 ) -> list[Kept]:
     """Of one language layer. `sequence_length` matters where scores are kept: keys that a position has, padding and all.
-    `modules` are those that selective recomputation computes again. Of `context` context-parallel ranks each keeps the keys
-    and values of all their positions, in place of its own, unless its attention is computed again and gathers them again.
+    `modules` are those that selective recomputation computes again. `keys`: positions whose keys and values are kept, for
+    each of the rank's own (`Layout.kept_keys`), unless attention is computed again and gathers them again.
     """
     size = value_bytes(precision)
     hidden = model.language.hidden_size
     if recompute == "full":
         return [Kept("input of the layer", hidden, size, "sequence")]
     again = set(modules) if recompute == "selective" else set()
-    of = 1 if "core_attn" in again else context
+    of = 1.0 if "core_attn" in again else keys
     make = {"fused": _fused, "unfused": _unfused, "host": _host}[kernels]
     everything = make(model, size, precision, sequence_length, of)
     return [item for item in everything if again.isdisjoint(item.spared)]
 
 
-def _fused(model: ModelConfig, size: int, precision: str, sequence_length: int, of: int) -> list[Kept]:
+def _fused(model: ModelConfig, size: int, precision: str, sequence_length: int, of: float) -> list[Kept]:
     """`of`: positions whose keys and values are kept, for each of the rank's own; in the others too."""
     language = model.language
     hidden, head, ffn = language.hidden_size, language.head_dim, language.ffn_width
@@ -97,7 +97,7 @@ def _fused(model: ModelConfig, size: int, precision: str, sequence_length: int, 
     return kept
 
 
-def _unfused(model: ModelConfig, size: int, precision: str, sequence_length: int, of: int) -> list[Kept]:
+def _unfused(model: ModelConfig, size: int, precision: str, sequence_length: int, of: float) -> list[Kept]:
     """Section 4.1: 11 sbh + 5 a s^2 b of the attention, 19 sbh of the MLP, 4 sbh of the norms, in 16 bits."""
     language = model.language
     hidden, head, ffn = language.hidden_size, language.head_dim, language.ffn_width
@@ -121,7 +121,7 @@ def _unfused(model: ModelConfig, size: int, precision: str, sequence_length: int
     ]
 
 
-def _host(model: ModelConfig, size: int, precision: str, sequence_length: int, of: int) -> list[Kept]:
+def _host(model: ModelConfig, size: int, precision: str, sequence_length: int, of: float) -> list[Kept]:
     language = model.language
     hidden, head, ffn = language.hidden_size, language.head_dim, language.ffn_width
     queries, keys = language.num_attention_heads * head, language.query_groups * head

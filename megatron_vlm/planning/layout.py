@@ -63,6 +63,19 @@ class Layout:
         """Of a micro-batch, those of one context-parallel rank."""
         return shape.micro_batch_size * shape.sequence_length // self.context
 
+    def kept_keys(self, shape: StepShape) -> float:
+        """Positions whose keys and values attention keeps, for each of the rank's own, on the context-parallel rank that
+        keeps most.
+
+        A rank has two pieces of a row and, of the document that a piece begins in, what came before it
+        (`models.context_row`): here of documents as long as a pack, which keep most.
+        """
+        if self.context == 1:
+            return 1.0
+        pieces, size = 2 * self.context, self.positions(shape) // 2
+        before = [number * size % shape.sequence_length for number in range(pieces)]
+        return 1 + max(before[rank] + before[pieces - 1 - rank] for rank in range(self.context)) / (2 * size)
+
     @property
     def encoder_split(self) -> int:
         """Over how many ranks an encoder's matrices are split."""

@@ -109,7 +109,7 @@ def rank_memory(
     def kept(recompute: Recompute, precision: str) -> float:
         """Of one layer in one micro-batch."""
         length, again = shape.sequence_length, layout.recompute_modules
-        keeps = language_layer_keeps(model, kernels, precision, recompute, length, again, layout.context)
+        keeps = language_layer_keeps(model, kernels, precision, recompute, length, again, layout.kept_keys(shape))
         return positions * bytes_a_position(keeps, tensor, layout.sequence_parallel)
 
     def of_layers(layers: ChunkLayers, recompute: Recompute) -> float:

@@ -6,19 +6,27 @@ Tolerances as in test_layouts and test_gradients, but that losses may differ by 
 
 from __future__ import annotations
 
+import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import mappings
 
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.models import context_row, picture_encoding
+from megatron_vlm.parallel import picture_shares
+from megatron_vlm.planning.communication import context_layer_bytes, context_row_bytes
+from megatron_vlm.planning.layout import layout_of
 from megatron_vlm.training.loop import Run
+from megatron_vlm.training.step import train_step
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_gradients import FIXED, _one_rank, _whole, _worst
 from tests.distributed.test_some_pictures import step_in_buckets
-from tests.distributed.tiny_run import PP2, TP2, configuration, steps, steps_and_save
+from tests.distributed.tiny_run import PP2, TP2, configuration, next_batches, one_step, steps, steps_and_save
 
 pytestmark = pytest.mark.distributed
 
@@ -194,3 +202,46 @@ def test_pictures_in_the_last_micro_batch_alone(vision: dict[str, Any], data: Pa
 
 def _few_pictures(config: RunConfig) -> tuple[float, float, list[int], dict[str, Any]]:
     return step_in_buckets(config, lambda pack: tuple(span for span in pack if span.pictures)[:1], 1)
+
+
+def _counted(config: RunConfig) -> dict[str, float]:
+    """Bytes through this rank in the third step, the first with pictures, beside those of the planner."""
+    run = Run(config)
+    run._start()
+    for _ in range(2):
+        one_step(run)
+    run._enter_stage()
+    batches, _ = next_batches(run)
+    group, found = parallel_state.get_context_parallel_group(), dict.fromkeys(("gathered", "scattered", "rows"), 0.0)
+    share = (group.size() - 1) / group.size()
+
+    def counting(name: str, real: Any, whole: int) -> Any:
+        def call(output: Any, own: Any, group: Any, **options: Any) -> Any:
+            if group is parallel_state.get_context_parallel_group():
+                found[name] += (output, own)[whole].nbytes * share
+            return real(output, own, group=group, **options)
+
+        return call
+
+    mappings.dist_all_gather_func = counting("gathered", mappings.dist_all_gather_func, 0)
+    mappings.dist_reduce_scatter_func = counting("scattered", mappings.dist_reduce_scatter_func, 1)
+    counted = picture_shares.dist = types.SimpleNamespace(**vars(dist))  # type: ignore[attr-defined]
+    counted.all_gather_into_tensor = counting("rows", dist.all_gather_into_tensor, 0)
+    counted.reduce_scatter_tensor = counting("rows", dist.reduce_scatter_tensor, 1)
+    train_step(run.engine, batches, run.topology, 0.0)
+    layout, positions = layout_of(config, run.topology.world_size, "fp32"), batches[0].tokens.size(1)
+    layer = context_layer_bytes(config.model, layout, positions // layout.context, 4)
+    rows = [context_row_bytes(config.model, layout, batch.image_rows, 4) for batch in batches]
+    return {
+        **found,
+        "planned layers": len(batches) * config.model.language.num_layers * layer,
+        "planned rows": 2 * sum(rows),
+        "padding": 2 * len(rows) * group.size() * config.model.image_tokens * config.model.language.hidden_size * 4.0,
+    }
+
+
+@pytest.mark.parametrize(("ranks", "parallel"), [(2, CP2), pytest.param(4, {**CP2, **TP2}, marks=pytest.mark.slow)])
+def test_as_many_bytes_are_exchanged_as_the_planner_says(ranks: int, parallel: dict[str, Any], data: Path) -> None:
+    for told in run_ranks(ranks, _counted, configuration(data, parallel)):
+        assert told["gathered"] == told["scattered"] == told["planned layers"] > 0
+        assert 0 < told["planned rows"] <= told["rows"] <= told["planned rows"] + told["padding"]

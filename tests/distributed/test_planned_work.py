@@ -4,7 +4,8 @@ Operations: PyTorch's FlopCounterMode counts every matrix product that a step ma
 attention it counts nothing on the CPU, whose kernel it has no formula for; `tests/planning/test_flops.py` counts that.
 
 Memory: weights are exact, gradients and optimiser state to the padding of megatron-core's buffers, and what graphs keep for
-the backward pass, at its peak over a step, to 5 %. What is off is mostly documents that the host pads.
+the backward pass, at its peak over a step, to 5 % (7 % where ranks share rows). What is off is mostly documents that the
+host pads.
 """
 
 from __future__ import annotations
@@ -93,7 +94,12 @@ def test_matrix_products_of_what_is_computed_again(name: str, data: Path) -> Non
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "one rank": (1, {}),
     "tp2 x pp2 + sp": (4, {**TP2, **PP2, "sequence_parallel": True}),
+    "cp2": (2, {"context_parallel_size": 2}),
     "full recompute": (1, {"recompute": "full"}),
+    "cp2 x tp2 + sp, first stage encodes": (
+        4,
+        {**TP2, "context_parallel_size": 2, "sequence_parallel": True, "vision": "data_first_stage"},
+    ),
     "selective recompute": (1, {"recompute": "selective"}),
     "tp2": (2, TP2),
     "pp2 x vp2": (2, {**PP2, "virtual_pipeline_model_parallel_size": 2}),
@@ -101,7 +107,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "dp2": (2, {}),
     "dp2 plain optimiser": (2, {"use_distributed_optimizer": False}),
 }
-FAST = ("one rank", "tp2 x pp2 + sp")
+FAST = ("one rank", "tp2 x pp2 + sp", "cp2")
 MODELS: dict[str, dict[str, str]] = {
     "layernorm_gain, clip, mlp3": {
         "model.language": "{num_layers: 4, hidden_size: 64, num_attention_heads: 8, ffn_hidden_size: 192, "
@@ -132,7 +138,7 @@ def in_flight_pictures(pictures: list[int], stage: int, pipeline: int, virtual: 
     return max(sum(pictures[n : n + window]) / window for n in range(len(pictures) - window + 1))
 
 
-def compare(config: Any, ranks: int, measured: Iterable[dict[str, Any]], step: int) -> None:
+def compare(config: Any, ranks: int, measured: Iterable[dict[str, Any]], step: int, within: float = 0.05) -> None:
     layout = layout_of(config, ranks, "fp32")
     frozen = config.curriculum.stages[config.stage_of(step)].freeze
     for rank in measured:
@@ -147,7 +153,7 @@ def compare(config: Any, ranks: int, measured: Iterable[dict[str, Any]], step: i
         assert planned.gradients == pytest.approx(rank["gradients"], rel=0.005)
         assert planned.optimizer == pytest.approx(rank["optimizer"], rel=0.005)
         kept = planned.activations + planned.encoder + planned.logits
-        assert kept == pytest.approx(rank["kept"], rel=0.05), (rank["stage"], kept / rank["kept"])
+        assert kept == pytest.approx(rank["kept"], rel=within), (rank["stage"], kept / rank["kept"])
 
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=SLOW) for n in LAYOUTS])
@@ -155,7 +161,9 @@ def compare(config: Any, ranks: int, measured: Iterable[dict[str, Any]], step: i
 def test_memory_of_ranks(name: str, step: int, data: Path) -> None:
     ranks, parallel = LAYOUTS[name]
     config = configuration(data, parallel)
-    compare(config, ranks, run_ranks(ranks, memory, config, step), step)
+    # the host keeps keys of a document that goes on twice, and documents are shorter than the packs that are planned for
+    within = 0.07 if "context_parallel_size" in parallel else 0.05
+    compare(config, ranks, run_ranks(ranks, memory, config, step), step, within)
 
 
 @pytest.mark.parametrize("name", AGAIN_CASES)

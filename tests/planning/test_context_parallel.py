@@ -119,15 +119,33 @@ def test_seconds_of_the_gather(recompute: Any, modules: tuple[str, ...], backwar
     assert work(Layout(8)).forward[0][0].context == 0
 
 
-def test_a_rank_keeps_its_half_but_all_keys_and_values() -> None:
-    """As many data-parallel ranks in both, so as many micro-batches of a step."""
+def test_a_rank_keeps_its_half() -> None:
+    """As many data-parallel ranks in both, so as many micro-batches of a step. Each piece of the row is a pack."""
     one, two = memory(Layout(8), 4), memory(Layout(16, context=2), 4)
-    assert 2 * two["activations"] - one["activations"] == LAYERS * POSITIONS * 2 * KEYS * 2
+    assert two["activations"] == one["activations"] / 2
     assert two["logits"] == one["logits"] / 2
     assert two["optimizer"] == pytest.approx(one["optimizer"] / 2)
     assert all(two[name] == one[name] for name in ("weights", "gradients", "batches"))
     rows = 4 * 729 * HIDDEN * 2  # of all pictures, on each
     assert two["encoder"] - rows == (one["encoder"] - rows) / 2
+
+
+@pytest.mark.parametrize(
+    ("packs", "context", "kept"),
+    [
+        (1, 2, 2.5),  # of pieces 0 to 3: the first rank asks 0 and 3, for the keys of 0 and of 0 to 3; the second as many
+        (1, 8, 8.5),
+        (2, 2, 1.5),  # the first rank's piece 3 goes on with piece 2, the second's piece 1 with piece 0
+        (4, 2, 1.0),
+        (4, 8, 2.5),  # four pieces a pack: of each rank, those before its two are three
+    ],
+)
+def test_keys_before_a_piece_are_kept_too(packs: int, context: int, kept: float) -> None:
+    shape = replace(SHAPE, micro_batch_size=packs, sequence_length=POSITIONS // packs)
+    one, more = Layout(8), Layout(8 * context, context=context)
+    assert more.kept_keys(shape) == kept
+    whole, part = (rank_memory(CONFIG, VOCABULARY, layout, shape, 0, 0).items()["activations"] for layout in (one, more))
+    assert context * part - whole == LAYERS * POSITIONS * 2 * KEYS * 2 * (kept - 1)
 
 
 @pytest.mark.parametrize("recompute", ["selective", "full"])
