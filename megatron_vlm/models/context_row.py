@@ -1,9 +1,10 @@
 """A packed row that context-parallel ranks share: which positions are a rank's, and what their queries attend to.
 
-The row is cut into twice as many equal pieces as there are ranks, wherever documents begin and end, and rank r has pieces r
-and 2 * ranks - 1 - r: of one long document the first of these attends to as much less than the mean as the other to more, so
-that ranks have alike much to do. In each attention layer ranks gather the keys and values of the whole row (as Llama 3 was
-trained, arXiv 2407.21783, section 3.3.2), of which a piece needs those from the beginning of the document that it begins in.
+The row is cut into twice as many equal pieces as there are ranks, wherever documents begin and end, and each rank has two:
+the one with most pairs of queries and keys goes with the one with fewest, the next with the next. Of one long document that
+is the first with the last, as everybody has it. In each attention layer ranks gather the keys and values of the whole row
+(as Llama 3 was trained, arXiv 2407.21783, section 3.3.2), of which a piece needs those from the beginning of the document
+that it begins in.
 
 Transformer Engine's own context parallelism cuts each document into such pieces, and so wants documents padded to multiples
 of them: a row would hold other documents at another number of ranks.
@@ -21,14 +22,6 @@ import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from torch import Tensor
-
-
-def piece_bounds(positions: int, rank: int, ranks: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(first, end) in the row of a rank's two pieces. Raises ValueError for positions that no equal pieces make."""
-    size, rest = divmod(positions, 2 * ranks)
-    if rest:
-        raise ValueError(f"a row of {positions} positions has no {2 * ranks} equal pieces")
-    return (rank * size, (rank + 1) * size), ((2 * ranks - 1 - rank) * size, (2 * ranks - rank) * size)
 
 
 @dataclass(frozen=True)
@@ -49,25 +42,46 @@ class Piece:
     queries: tuple[int, ...]
     keys: tuple[int, ...]
 
-    @classmethod
-    def of(cls, lengths: Sequence[int], begin: int, end: int) -> Piece:
-        """The positions `begin` to `end` of a row whose documents have these lengths, none of them 0."""
-        ends = list(accumulate(lengths))
-        number = bisect_right(ends, begin)
-        first = start = ends[number] - lengths[number]
-        queries, keys, at = [], [], begin
-        while at < end:
-            stop = min(ends[number], end)
-            queries.append(stop - at)
-            keys.append(stop - start)
-            at = start = stop
-            number += 1
-        return cls(begin, end, first, tuple(queries), tuple(keys))
+    @property
+    def pairs(self) -> int:
+        """Of a query and a key that it attends to: what attention of the piece costs."""
+        return sum(q * (k - q) + q * (q + 1) // 2 for q, k in zip(self.queries, self.keys, strict=True))
 
     @property
     def carried_on(self) -> bool:
         """Whether its first document began before it."""
         return self.first < self.begin
+
+
+def cut_row(lengths: Sequence[int], count: int) -> list[Piece]:
+    """`count` equal pieces of a row whose documents have these lengths, none of them 0.
+
+    Raises:
+        ValueError: positions that no equal pieces make.
+    """
+    ends = list(accumulate(lengths))
+    size, rest = divmod(ends[-1], count)
+    if rest:
+        raise ValueError(f"a row of {ends[-1]} positions has no {count} equal pieces")
+    pieces = []
+    for begin in range(0, ends[-1], size):
+        number = bisect_right(ends, begin)
+        first = start = ends[number] - lengths[number]
+        queries, keys, at = [], [], begin
+        while at < begin + size:
+            stop = min(ends[number], begin + size)
+            queries.append(stop - at)
+            keys.append(stop - start)
+            at = start = stop
+            number += 1
+        pieces.append(Piece(begin, begin + size, first, tuple(queries), tuple(keys)))
+    return pieces
+
+
+def dealt(pieces: Sequence[Piece]) -> list[int]:
+    """Pieces by number, two of each rank after another, in the ranks' order: the dearest goes with the cheapest."""
+    order = sorted(range(len(pieces)), key=lambda number: (-pieces[number].pairs, number))
+    return [number for pair in zip(order, order[: len(order) // 2 - 1 : -1], strict=False) for number in sorted(pair)]
 
 
 @dataclass
@@ -78,6 +92,7 @@ class ContextRow(PackedSeqParams):
 
     Attributes:
         pieces: of the part, in its order.
+        places: of each piece of the row by number, where it stands among what ranks gather.
         attended: the documents of the pieces, one after another, as attention takes them: packed queries, and keys of
             `whole`, under causal masks that are aligned at the bottom right.
         position_ids: int64 `[positions / ranks]`, the distance of each position from its document's beginning.
@@ -85,23 +100,27 @@ class ContextRow(PackedSeqParams):
     """
 
     pieces: tuple[Piece, ...] = ()
+    places: tuple[int, ...] = ()
     attended: PackedSeqParams | None = None
     position_ids: Tensor | None = None
     group: dist.ProcessGroup | None = None
 
     @classmethod
-    def of(cls, lengths: Sequence[int], position_ids: Tensor, group: dist.ProcessGroup) -> ContextRow:
-        """Of a row of documents with these lengths (on the host), whose `position_ids` are int64 `[1, positions / ranks]`
-        of this rank's part."""
-        device = position_ids.device
+    def of(cls, lengths: Sequence[int], group: dist.ProcessGroup, device: torch.device) -> ContextRow:
+        """Of a row of documents with these lengths, known on the host. `position_ids` are to be given to it."""
         lengths = [length for length in lengths if length]
-        bounds = piece_bounds(sum(lengths), group.rank(), group.size())
-        pieces = tuple(Piece.of(lengths, begin, end) for begin, end in bounds)
-        alone = _borders([position_ids.numel()], device)
-        longest = max(lengths)
-        row = cls("thd", alone, alone, max_seqlen_q=longest, max_seqlen_kv=longest, pieces=pieces, group=group)
-        row.attended, row.position_ids = attended(pieces, device), position_ids[0]
+        whole = cut_row(lengths, 2 * group.size())
+        order = dealt(whole)
+        own = tuple(whole[number] for number in order[2 * group.rank() : 2 * group.rank() + 2])
+        places = tuple(order.index(number) for number in range(len(order)))
+        alone, longest = _borders([sum(lengths) // group.size()], device), max(lengths)
+        row = cls("thd", alone, alone, max_seqlen_q=longest, max_seqlen_kv=longest, pieces=own, places=places, group=group)
+        row.attended = attended(own, device)
         return row
+
+    def share(self, whole: Tensor) -> Tensor:
+        """`[1, positions]` of the row -> this rank's part, `[1, positions / ranks]`."""
+        return torch.cat([whole[:, piece.begin : piece.end] for piece in self.pieces], dim=1)
 
     def rotary(self, angles: Tensor) -> Tensor:
         """Angles of positions 0, 1, ... `[n, 1, 1, d]` into those of this rank's positions."""
@@ -115,21 +134,15 @@ class ContextRow(PackedSeqParams):
         ranks, heads = self.group.size(), key.size(1)
         gathered = gather_from_sequence_parallel_region(torch.cat([key, value], dim=1), group=self.group)
         parts = gathered.chunk(2 * ranks)
-        size = parts[0].size(0)
-        needed = [parts[n][first:end] for n, first, end in slices_of(self.pieces, ranks, size)]
+        needed = [parts[self.places[n]][first:end] for n, first, end in slices_of(self.pieces, parts[0].size(0))]
         return torch.cat([part[:, :heads] for part in needed]), torch.cat([part[:, heads:] for part in needed])
 
 
-def slices_of(pieces: Sequence[Piece], ranks: int, size: int) -> Iterator[tuple[int, int, int]]:
-    """(piece by its place in what is gathered, first, end in it) of the keys of `pieces`.
-
-    Pieces of the row, `size` positions each, are gathered in the order 0, last, 1, last but one, ...: rank r's are r and
-    2 * ranks - 1 - r.
-    """
+def slices_of(pieces: Sequence[Piece], size: int) -> Iterator[tuple[int, int, int]]:
+    """(piece of the row by number, first, end in it) of the keys that `pieces` attend to; all are of `size` positions."""
     for piece in pieces:
-        for number in range(piece.first // size, -(-piece.end // size)):
-            place = 2 * number if number < ranks else 2 * (2 * ranks - 1 - number) + 1
-            yield place, max(piece.first - number * size, 0), min(piece.end - number * size, size)
+        for number in range(piece.first // size, piece.end // size):
+            yield number, max(piece.first - number * size, 0), size
 
 
 def attended(pieces: Sequence[Piece], device: torch.device) -> PackedSeqParams:

@@ -73,7 +73,7 @@ class Layout:
         if self.context == 1:
             return 1.0
         pieces, size = 2 * self.context, self.positions(shape) // 2
-        before = [number * size % shape.sequence_length for number in range(pieces)]
+        before = sorted(number * size % shape.sequence_length for number in range(pieces))
         return 1 + max(before[rank] + before[pieces - 1 - rank] for rank in range(self.context)) / (2 * size)
 
     @property

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
-from torch import Tensor
 
 from megatron_vlm.data.micro_batch import MicroBatch
-from megatron_vlm.models.context_row import ContextRow, piece_bounds
+from megatron_vlm.models.context_row import ContextRow
 from megatron_vlm.models.language import packed_row
 
 #: fields of a micro-batch that have a value for each position
@@ -27,11 +25,8 @@ def context_share(batch: MicroBatch) -> tuple[MicroBatch, PackedSeqParams]:
     group = parallel_state.get_context_parallel_group()
     if group.size() == 1:
         return batch, packed_row(batch.cu_seqlens, batch.max_seqlen)
-    bounds = piece_bounds(batch.tokens.size(1), group.rank(), group.size())
-
-    def cut(whole: Tensor) -> Tensor:
-        return torch.cat([whole[:, begin:end] for begin, end in bounds], dim=1)
-
-    of_positions: dict[str, Any] = {name: cut(getattr(batch, name)) for name in _OF_POSITIONS}
+    row = ContextRow.of(batch.document_lengths, group, batch.tokens.device)
+    of_positions: dict[str, Any] = {name: row.share(getattr(batch, name)) for name in _OF_POSITIONS}
     part = replace(batch, **of_positions)
-    return part, ContextRow.of(batch.document_lengths, part.position_ids, group)
+    row.position_ids = part.position_ids[0]
+    return part, row

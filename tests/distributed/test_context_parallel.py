@@ -7,6 +7,7 @@ Tolerances as in test_layouts and test_gradients, but that losses may differ by 
 from __future__ import annotations
 
 import types
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,13 @@ def test_losses_and_gradient_norms_equal(name: str, data: Path, reference: list[
     _equal(results[0], reference)
 
 
+#: many pictures in each row, so that each rank has some of the others' rows in its part
+PICTURED = {**FIXED, "curriculum.stages": "[{name: both, sources: {text: 0.3, captions: 0.7}, measure: tokens}]"}
+
+
 @pytest.fixture(scope="module")
 def alone(data: Path) -> dict[str, np.ndarray]:
-    return _whole(run_ranks(1, _one_rank, configuration(data, **FIXED)))
+    return _whole(run_ranks(1, _one_rank, configuration(data, **PICTURED)))
 
 
 #: without the distributed optimiser, of which each rank has a part of the sums
@@ -92,7 +97,7 @@ WHOLE = {"use_distributed_optimizer": False}
     ids=["cp2", "cp2 x tp2 + sp, first stage", "cp2 x pp2, all stages", "cp4"],
 )
 def test_every_gradient_is_the_same(ranks: int, parallel: dict[str, Any], data: Path, alone: dict[str, np.ndarray]) -> None:
-    found = run_ranks(ranks, _one_rank, configuration(data, {**parallel, **WHOLE}, **FIXED))
+    found = run_ranks(ranks, _one_rank, configuration(data, {**parallel, **WHOLE}, **PICTURED))
     assert _worst(_whole(found), alone) < 2e-6
 
 
@@ -164,12 +169,14 @@ def test_a_checkpoint_goes_on_with_other_ranks(
 
 def _forget_what_began_before(core: Any) -> None:
     """A piece's first document, though it began in another piece, attends to what it has in this one alone."""
-    real = context_row.Piece.of
+    real = context_row.cut_row
 
-    def cut(lengths: Any, begin: int, end: int) -> Any:
-        return real([begin, end - begin] if begin else [end], begin, end)
+    def cut(lengths: Any, count: int) -> Any:
+        size = sum(lengths) // count
+        ends = sorted({*accumulate(lengths), *range(size, sum(lengths), size)})
+        return real([end - begin for begin, end in pairwise([0, *ends])], count)
 
-    context_row.Piece.of = cut  # type: ignore[method-assign,assignment]
+    context_row.cut_row = cut
 
 
 def _keep_own_gradients(core: Any) -> None:
@@ -185,7 +192,7 @@ def _keep_gradients_of_rows(core: Any) -> None:
 
 @pytest.mark.parametrize("mutation", [_forget_what_began_before, _keep_own_gradients, _keep_gradients_of_rows])
 def test_a_fault_in_what_is_shared_is_seen(mutation: Any, data: Path, alone: dict[str, np.ndarray]) -> None:
-    shared = configuration(data, {**CP2, **WHOLE}, **FIXED)
+    shared = configuration(data, {**CP2, **WHOLE}, **PICTURED)
     assert _worst(_whole(run_ranks(2, _one_rank, shared, mutation)[:1]), alone) > 1e-3
 
 

@@ -28,6 +28,7 @@ SMALL = {
     "bench_evaluation": ["--questions", "8", "--runs", "1"],
     "bench_checkpoint": ["--megabytes", "20", "--ranks", "1", "--runs", "1"],
     "bench_kept_features": ["--pictures", "16", "--runs", "1"],
+    "bench_context_parallel": ["--documents", "200"],
     "bench_step": ["--sequence-length", "16", "--runs", "1"],
 }
 #: these have nothing to measure on a machine without CUDA

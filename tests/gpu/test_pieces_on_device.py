@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_vlm.models.context_row import Piece, attended, piece_bounds
+from megatron_vlm.models.context_row import attended
 from tests.gpu.needed import ON_A_GPU, need_engine
-from tests.models.test_context_row import _places
+from tests.models.test_context_row import _places, _ranks
 from tests.models.test_host_layers import GROUPS, HEADS, _document_by_document, _row
 
 pytestmark = ON_A_GPU
@@ -41,8 +41,7 @@ def test_pieces_attend_as_documents_do(ranks: int, kernels: str, monkeypatch: py
     theirs = [t.detach().float().requires_grad_() for t in ours]
     query, key, value = ours
     out = torch.zeros(sum(LENGTHS), HEADS * SIZE, device=query.device, dtype=query.dtype)
-    for rank in range(ranks):
-        pieces = tuple(Piece.of(LENGTHS, *bounds) for bounds in piece_bounds(sum(LENGTHS), rank, ranks))
+    for pieces in _ranks(LENGTHS, ranks):
         asked, given = _places(pieces)
         part = EngineContextAttention.attend(
             attention, query[asked], key[given], value[given], attended(pieces, query.device)

@@ -136,7 +136,7 @@ def shared_rows() -> dict[str, Any]:
     Transformer Engine is called with for two pieces, bound to its signature."""
     import transformer_engine.pytorch as te
 
-    from megatron_vlm.models.context_row import Piece, attended
+    from megatron_vlm.models.context_row import attended, cut_row
 
     names, attention = [], None
     for size in (1, 2):
@@ -149,7 +149,7 @@ def shared_rows() -> dict[str, Any]:
     signature, called = inspect.signature(te.DotProductAttention.forward), {}
     te.DotProductAttention.forward = lambda *a, **k: called.update(signature.bind(*a, **k).arguments)
     row = torch.zeros(8, 4, 32)
-    attention.attend(row, row, row, attended([Piece.of([3, 9], 4, 8), Piece.of([3, 9], 8, 12)], row.device))
+    attention.attend(row, row, row, attended(cut_row([3, 9], 3)[1:], row.device))
     return {
         "attention": type(attention).__name__,
         "ranks that Transformer Engine would share with": attention.cp_group is not None,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatron_vlm.models.context_row import ContextRow, Piece, attended, piece_bounds, slices_of
+from megatron_vlm.models.context_row import ContextRow, Piece, attended, cut_row, dealt, slices_of
 from tests.models.test_host_layers import HEADS, SIZE, _attention, _document_by_document, _row
 
 RANKS = st.sampled_from([2, 3, 4])
@@ -33,8 +33,11 @@ def _pairs(lengths: list[int]) -> Tensor:
     return same & torch.ones_like(same).tril()
 
 
-def _pieces(lengths: list[int], rank: int, ranks: int) -> tuple[Piece, ...]:
-    return tuple(Piece.of(lengths, *bounds) for bounds in piece_bounds(sum(lengths), rank, ranks))
+def _ranks(lengths: list[int], ranks: int) -> list[tuple[Piece, ...]]:
+    """The pieces of each rank."""
+    pieces = cut_row(lengths, 2 * ranks)
+    order = dealt(pieces)
+    return [tuple(pieces[number] for number in order[2 * rank : 2 * rank + 2]) for rank in range(ranks)]
 
 
 def _places(pieces: tuple[Piece, ...]) -> tuple[Tensor, Tensor]:
@@ -50,8 +53,7 @@ def test_pieces_attend_as_the_row_does(row: tuple[list[int], int]) -> None:
     """By the borders that kernels are given."""
     lengths, ranks = row
     whole, seen = _pairs(lengths), torch.zeros(sum(lengths), dtype=torch.int64)
-    for rank in range(ranks):
-        pieces = _pieces(lengths, rank, ranks)
+    for pieces in _ranks(lengths, ranks):
         asked, given = _places(pieces)
         packed = attended(pieces, CPU)
         queries, keys = packed.cu_seqlens_q.tolist(), packed.cu_seqlens_kv.tolist()
@@ -72,10 +74,11 @@ def test_pieces_attend_as_the_row_does(row: tuple[list[int], int]) -> None:
 def test_keys_are_taken_from_where_they_were_gathered(row: tuple[list[int], int]) -> None:
     lengths, ranks = row
     size = sum(lengths) // (2 * ranks)
-    gathered = torch.cat([_places(_pieces(lengths, rank, ranks))[0] for rank in range(ranks)]).view(2 * ranks, size)
-    for rank in range(ranks):
-        pieces = _pieces(lengths, rank, ranks)
-        taken = [gathered[place][first:end] for place, first, end in slices_of(pieces, ranks, size)]
+    parts = _ranks(lengths, ranks)
+    gathered = torch.cat([_places(pieces)[0] for pieces in parts]).view(2 * ranks, size)
+    order = dealt(cut_row(lengths, 2 * ranks))
+    for pieces in parts:
+        taken = [gathered[order.index(number)][first:end] for number, first, end in slices_of(pieces, size)]
         assert torch.equal(torch.cat(taken), _places(pieces)[1])
 
 
@@ -87,8 +90,8 @@ def test_attention_of_pieces_is_that_of_each_document_alone(row: tuple[list[int]
     query, key, value = ours
     out = torch.zeros(sum(lengths), HEADS * SIZE)
     attention = _attention(causal=True)
-    for rank in range(ranks):
-        part = ContextRow(pieces=_pieces(lengths, rank, ranks))
+    for pieces in _ranks(lengths, ranks):
+        part = ContextRow(pieces=pieces)
         asked, given = _places(part.pieces)
         found = attention._attend_pieces(query[asked], key[given], value[given], part)
         again = attention._attend_pieces(query[asked], key[given], value[given], part)
@@ -104,17 +107,29 @@ def test_attention_of_pieces_is_that_of_each_document_alone(row: tuple[list[int]
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
-def test_ranks_have_alike_much_of_one_long_document(ranks: int) -> None:
-    pairs = _pairs([16 * ranks]).sum(dim=1)
-    work = [sum(int(pairs[a:b].sum()) for a, b in piece_bounds(16 * ranks, rank, ranks)) for rank in range(ranks)]
-    assert max(work) == min(work) == int(pairs.sum()) // ranks
+def test_of_one_long_document_a_rank_has_a_piece_from_each_end(ranks: int) -> None:
+    parts = _ranks([16 * ranks], ranks)
+    assert [(first.begin // 8, last.begin // 8) for first, last in parts] == [(r, 2 * ranks - 1 - r) for r in range(ranks)]
+    pairs = _pairs([16 * ranks]).sum()
+    assert {sum(piece.pairs for piece in pieces) for pieces in parts} == {int(pairs) // ranks}
+
+
+@settings(max_examples=100)
+@given(row=rows())
+def test_the_dearest_piece_goes_with_the_cheapest(row: tuple[list[int], int]) -> None:
+    """So no rank has more than the dearest piece and one of those that cost less than most."""
+    lengths, ranks = row
+    whole = _pairs(lengths)
+    costs = sorted(int(whole[piece.begin : piece.end].sum()) for piece in cut_row(lengths, 2 * ranks))
+    found = [sum(int(whole[piece.begin : piece.end].sum()) for piece in pieces) for pieces in _ranks(lengths, ranks)]
+    assert sorted(found) == sorted(costs[n] + costs[-1 - n] for n in range(ranks))
 
 
 def test_short_documents_need_few_keys_of_others() -> None:
     """Eight of eight on four ranks: none is cut, and none gets a key that is not its own."""
-    assert all(len(_places(_pieces([8] * 8, rank, 4))[1]) == 16 for rank in range(4))
+    assert all(len(_places(pieces)[1]) == 16 for pieces in _ranks([8] * 8, 4))
 
 
 def test_positions_that_no_equal_pieces_make_are_refused() -> None:
     with pytest.raises(ValueError, match="a row of 30 positions has no 4 equal pieces"):
-        piece_bounds(30, 0, 2)
+        cut_row([30], 4)

@@ -11,7 +11,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_vlm.models.context_row import ContextRow, Piece
+from megatron_vlm.models.context_row import ContextRow, cut_row
 from megatron_vlm.models.host_layers import (
     DocumentGroups,
     HostAttention,
@@ -73,9 +73,10 @@ def test_packed_is_each_document_alone(causal: bool, lengths: list[int]) -> None
 def test_indices_lie_where_the_rows_do() -> None:
     """On a GPU an index on the CPU would be refused."""
     lengths, meta = [5, 9, 2], torch.device("meta")
-    row = ContextRow(pieces=(Piece.of(lengths, 2, 6), Piece.of(lengths, 10, 14)))
-    query, key, value = (t.to(meta) for t in _row([8 + 15]))
-    out = _attention(True)._attend_pieces(query[:8], key[:15], value[:15], row)
+    pieces = cut_row(lengths, 4)
+    row = ContextRow(pieces=(pieces[1], pieces[2]))
+    query, key, value = (t.to(meta) for t in _row([8 + 16]))
+    out = _attention(True)._attend_pieces(query[:8], key[:16], value[:16], row)
     assert (out.device, out.shape) == (meta, (8, HEADS * SIZE))
     made = [document_groups(packed_row(_borders(lengths), max(lengths)), True, meta)]
     made += [piece.__dict__["_groups"] for piece in row.pieces if "_groups" in piece.__dict__]

@@ -30,6 +30,8 @@ from megatron_vlm.training.faults.pulse import Pulse
 
 #: seconds that a rank with an error gives the verdict that explains it, or others the error that they share
 _GRACE = 2.0
+#: seconds that a process which was stopped gives the signal of those that it kept waiting
+_WAKING = 1.0
 #: seconds for a connection to be made to one of rank 0's addresses
 _CONNECT = 5.0
 
@@ -47,6 +49,7 @@ class Watchdog:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
         self._judged = threading.Event()
+        self._ticked = time.monotonic()
         self._own_error = False
         self._thread: threading.Thread | None = None
 
@@ -124,6 +127,7 @@ class Watchdog:
         server = await asyncio.start_server(serve, sock=listener)
         async with server:
             while not stopping.is_set():
+                await self._awake()
                 now = time.monotonic()
                 message = beat(self.pulse, now)
                 self.peers[0].hear(now, {**me, **message})
@@ -151,6 +155,7 @@ class Watchdog:
         )
         hearing = asyncio.create_task(self._hear(leader, {}, reader))
         while not stopping.is_set():
+            await self._awake()
             now = time.monotonic()
             self._say({"kind": "beat", **beat(self.pulse, now)})
             if not leader.left and now - leader.heard > self.config.timeout_s:
@@ -181,8 +186,15 @@ class Watchdog:
         if not peer.left and self._stopping is not None and not self._stopping.is_set():
             await self._conclude(Verdict(f"{peer.name} died; it was last seen {peer.place}"))
 
+    async def _awake(self) -> None:
+        """After this process stood still for long, let the signal that ends it for that come first: it tells its stack."""
+        if time.monotonic() - self._ticked > self.config.timeout_s / 2:
+            await asyncio.sleep(_WAKING)
+        self._ticked = time.monotonic()
+
     async def _conclude(self, verdict: Verdict) -> None:
         """The run cannot go on: tell the others, then end, unless this rank ends by an error of its own."""
+        await self._awake()
         if self._judged.is_set():
             return
         if verdict.failed:
