@@ -8,13 +8,11 @@ there is nothing that a busy machine changes.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import parser, report
 
 from megatron_vlm.models.context_row import Piece, cut_row, dealt
 from megatron_vlm.ops.pack_plan import plan_packs
@@ -68,13 +66,12 @@ def measured(rows: Sequence[Sequence[int]], ranks: int, multiple: int) -> dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
+    arguments = parser(__doc__, runs=1)
+    arguments.add_argument(
         "--tensor", type=int, default=8, help="tensor-parallel ranks with sequence parallelism, for the padding"
     )
-    parser.add_argument("--documents", type=int, default=20_000, help="of each mix (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as json")
-    args = parser.parse_args()
+    arguments.add_argument("--documents", type=int, default=20_000, help="of each mix (default: %(default)s)")
+    args = arguments.parse_args()
     everything = {}
     print("attention of the busiest rank / mean (worst row); keys / own positions, busiest rank; padding of documents cut")
     for capacity, median in ((32768, 600), (131072, 600), (131072, 8000), (131072, 1e9)):
@@ -93,8 +90,7 @@ def main() -> None:
                 )
                 + f"  padding {100 * found['padding']:.1f} %"
             )
-    if args.json:
-        args.json.write_text(json.dumps(everything, indent=1), encoding="utf-8")
+    report(args, everything)
 
 
 if __name__ == "__main__":
