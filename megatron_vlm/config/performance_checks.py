@@ -137,15 +137,15 @@ def _graphs(config: RunConfig) -> Iterator[str]:
     where = f"performance.cuda_graphs: {config.performance.cuda_graphs}"
     if parallel.recompute == "full" or (parallel.recompute == "selective" and "mlp" in config.performance.recompute_modules):
         yield (
-            f"{where}: what is captured is not computed again; set it to none, or parallel.recompute to selective with "
-            f"performance.recompute_modules [core_attn]"
+            f"{where}: what is captured is kept, not computed again; set it to none, or parallel.recompute to selective "
+            f"with performance.recompute_modules [core_attn]"
         )
     if config.performance.cpu_offload_layers:
         yield f"{where}: captured activations do not leave the GPU; set it to none, or cpu_offload_layers to 0"
     if language.parallel_residual:
         yield f"{where}: a layer with parallel_residual computes its blocks as one; set it to none"
     if language.dropout:
-        yield f"{where}: a graph would drop the same values in each step; set it to none, or model.language.dropout to 0"
+        yield f"{where}: dropout inside of a graph is not offered; set it to none, or model.language.dropout to 0"
     if parallel.precision == "fp32":
         yield f"{where}: captures blocks in bf16, and parallel.precision is fp32; set it to none"
     yield from _needs_engine(config, where, "none")

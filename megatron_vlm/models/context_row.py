@@ -20,7 +20,6 @@ from itertools import accumulate
 import torch
 import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from torch import Tensor
 
 
@@ -79,9 +78,45 @@ def cut_row(lengths: Sequence[int], count: int) -> list[Piece]:
 
 
 def dealt(pieces: Sequence[Piece]) -> list[int]:
-    """Pieces by number, two of each rank after another, in the ranks' order: the dearest goes with the cheapest."""
-    order = sorted(range(len(pieces)), key=lambda number: (-pieces[number].pairs, number))
-    return [number for pair in zip(order, order[: len(order) // 2 - 1 : -1], strict=False) for number in sorted(pair)]
+    """Pieces by number, two of each rank after another, in the ranks' order: the dearest goes with the cheapest.
+
+    A piece that is the short end of a long document costs little and needs many keys. Where it would go with another that
+    needs many, so that a rank had to keep more than any has of one document that fills the row, front goes with end.
+    """
+    count = len(pieces)
+    order = sorted(range(count), key=lambda number: (-pieces[number].pairs, number))
+    pairs = list(zip(order, order[: count // 2 - 1 : -1], strict=False))
+    most = (count + 1) * (pieces[0].end - pieces[0].begin)
+    if any(sum(pieces[number].end - pieces[number].first for number in pair) > most for pair in pairs):
+        pairs = [(number, count - 1 - number) for number in range(count // 2)]
+    return [number for pair in pairs for number in sorted(pair)]
+
+
+class _GatheredKeys(torch.autograd.Function):
+    """Of keys and values that all ranks gather, the `needed` ranges (first, end). One gather for both; backward one buffer,
+    into which gradients of ranges are added, and one reduce-scatter."""
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, key: Tensor, value: Tensor, needed: Sequence[tuple[int, int]], group: dist.ProcessGroup
+    ):
+        ctx.needed, ctx.group, ctx.positions = needed, group, key.size(0)
+        own = torch.stack([key, value], dim=1)  # [positions / ranks, 2, heads, d]
+        whole = own.new_empty(group.size() * own.size(0), *own.shape[1:])
+        dist.all_gather_into_tensor(whole, own, group=group)
+        return tuple(torch.cat([whole[first:end, which] for first, end in needed]) for which in (0, 1))
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):  # type: ignore[no-untyped-def]
+        parts = [grad.split([end - first for first, end in ctx.needed]) for grad in grads]
+        ranks, heads, width = ctx.group.size(), *grads[0].shape[1:]
+        whole = grads[0].new_zeros(ranks * ctx.positions, 2, heads, width)
+        for which, of_one in enumerate(parts):
+            for (first, end), part in zip(ctx.needed, of_one, strict=True):
+                whole[first:end, which] += part
+        own = whole.new_empty(ctx.positions, 2, heads, width)
+        dist.reduce_scatter_tensor(own, whole, group=ctx.group)
+        return own[:, 0], own[:, 1], None, None
 
 
 @dataclass
@@ -131,11 +166,13 @@ class ContextRow(PackedSeqParams):
         """Keys and values `[positions / ranks, heads, d]` of this rank -> those that its pieces attend to, each piece's from
         its first to its last, `[keys, heads, d]`. Gradients are summed over ranks."""
         assert self.group is not None
-        ranks, heads = self.group.size(), key.size(1)
-        gathered = gather_from_sequence_parallel_region(torch.cat([key, value], dim=1), group=self.group)
-        parts = gathered.chunk(2 * ranks)
-        needed = [parts[self.places[n]][first:end] for n, first, end in slices_of(self.pieces, parts[0].size(0))]
-        return torch.cat([part[:, :heads] for part in needed]), torch.cat([part[:, heads:] for part in needed])
+        size = key.size(0) // 2
+        needed = [
+            (self.places[number] * size + first, self.places[number] * size + end)
+            for number, first, end in slices_of(self.pieces, size)
+        ]
+        keys, values = _GatheredKeys.apply(key, value, needed, self.group)
+        return keys, values
 
 
 def slices_of(pieces: Sequence[Piece], size: int) -> Iterator[tuple[int, int, int]]:
@@ -155,4 +192,5 @@ def attended(pieces: Sequence[Piece], device: torch.device) -> PackedSeqParams:
 
 
 def _borders(lengths: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device, non_blocking=True)
+    borders = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, pin_memory=device.type == "cuda")
+    return borders.to(device, non_blocking=True)

@@ -180,9 +180,6 @@ class PictureEncoding(MegatronModule):
         part = (
             self._no_rows() if first == end else self._shared_on_first_stage(own, costs[first:end], rows[first:end], alone)
         )
-        if torch.is_grad_enabled() and self.picture_parameters():
-            # the sum of gradients is a meeting of all ranks: those that encoded nothing come to it by rows that want one too
-            part.requires_grad_()
         return summed_rows(part, [sum(rows[a:b]) for a, b in shares], context)
 
     def _shared_on_first_stage(
@@ -197,8 +194,11 @@ class PictureEncoding(MegatronModule):
         return gathered_rows(own, [sum(rows[a:b]) for a, b in shares], group)
 
     def _no_rows(self) -> Tensor:
+        """Of a rank that encoded nothing. They ask for a gradient where rows of others do: layers above go back to them, and
+        exchange gradients, on all ranks or on none."""
         assert self.projector is not None
-        return next(self.projector.parameters()).new_empty(0, self._row_width)
+        rows = next(self.projector.parameters()).new_empty(0, self._row_width)
+        return rows.requires_grad_(torch.is_grad_enabled() and bool(self.picture_parameters()))
 
     def _features(self, pixels: Tensor, sizes: Sequence[tuple[int, int]] | None) -> Tensor:
         assert self.vision is not None

@@ -68,13 +68,14 @@ class Layout:
         keeps most.
 
         A rank has two pieces of a row and, of the document that a piece begins in, what came before it
-        (`models.context_row`): here of documents as long as a pack, which keep most.
+        (`models.context_row`): at most what lies before it in its pack, and together no more than of one document that fills
+        the row.
         """
         if self.context == 1:
             return 1.0
         pieces, size = 2 * self.context, self.positions(shape) // 2
         before = sorted(number * size % shape.sequence_length for number in range(pieces))
-        return 1 + max(before[rank] + before[pieces - 1 - rank] for rank in range(self.context)) / (2 * size)
+        return min(pieces + 1, 2 + (before[-1] + before[-2]) / size) / 2
 
     @property
     def encoder_split(self) -> int:

@@ -30,7 +30,7 @@ def run_choices(engine: Engine) -> list[Finding]:
             "recomputed", f"parallel.recompute {config.parallel.recompute}", ", ".join(_recomputed(config, core)) or "none"
         ),
         Finding("overlapped", "", ", ".join(_overlapped(config, core)) or "nothing"),
-        Finding("captured", "", ", ".join(_captured(config)) or "nothing"),
+        Finding("captured", "", ", ".join(_captured(core)) or "nothing"),
         Finding("Adam", "", _adam(engine)),
     ]
 
@@ -63,8 +63,8 @@ def _fused(core: TransformerConfig) -> Iterator[str]:
         yield f"cross-entropy ({'Transformer Engine' if core.cross_entropy_fusion_impl == 'te' else 'megatron-core'})"
 
 
-def _captured(config: RunConfig) -> Iterator[str]:
-    if config.performance.cuda_graphs != "none":
+def _captured(core: TransformerConfig) -> Iterator[str]:
+    if core.cuda_graph_impl != "none":
         yield "feed-forward blocks of language layers (CUDA graphs)"
 
 

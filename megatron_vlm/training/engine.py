@@ -148,7 +148,6 @@ class Engine:
             grad_reduce_in_fp32=True,
             overlap_grad_reduce=parallel.overlap_grad_reduce,
             overlap_param_gather=parallel.overlap_param_gather,
-            align_param_gather=parallel.overlap_param_gather,  # hooks of modules wait for what `begin_gathers` began
             use_distributed_optimizer=parallel.use_distributed_optimizer,
             average_in_collective=False,
         )
@@ -205,7 +204,7 @@ class Engine:
             self._encoding = None
         for chunk in self.ddp:
             chunk.finish_gathers()
-            chunk.reduce_last()
+            chunk.reduce_late()
         finalize_model_grads(model, num_tokens if self.label_total is None else self.label_total, **options)
         if self.config.parallel.vision == "data_first_stage" and self.topology.on_first_stage:
             # last, so that overlapped reduction has ended; all tensor-parallel ranks own the same parts

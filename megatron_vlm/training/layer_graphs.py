@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator, init_num_microbatches_calculator
 
@@ -32,6 +33,11 @@ class LayerGraphs:
         self._shape: tuple[int, int] | None = None
         self._steps = 0
 
+    @property
+    def coming(self) -> bool:
+        """Whether the next step captures, if it has the shape of the last: that takes longer than a step."""
+        return self.wanted and self._helper is None and self._steps == WARMUP_STEPS
+
     def before_step(self, chunks: Sequence[DataParallel], optimizer: Any, positions: int, micro_batches: int) -> None:
         """Capture where a step of this shape is the first after the warm-up. Gradients are zero afterwards.
 
@@ -46,7 +52,7 @@ class LayerGraphs:
         if shape != self._shape:
             self.forget()
             self._shape = shape
-        if self._helper is None and self._steps == WARMUP_STEPS:
+        if self.coming:
             self._capture(chunks, optimizer, positions, micro_batches)
         self._steps += 1
 
@@ -62,7 +68,7 @@ class LayerGraphs:
         hooked = [chunk for chunk in chunks if chunk.use_forward_hook and chunk.remove_forward_pre_hook_handles]
         for chunk in hooked:
             chunk.disable_forward_pre_hook(param_sync=False)
-        init_num_microbatches_calculator(0, None, micro_batches, 1, 1)
+        init_num_microbatches_calculator(dist.get_rank(), None, micro_batches, 1, 1)
         try:
             helper = TECudaGraphHelper(list(chunks), chunks[0].config, positions, 1, [optimizer])
             helper.create_cudagraphs()

@@ -142,7 +142,7 @@ class Run:
 
     def _loaded(self) -> None:
         """This rank has its data; from here on it waits for others alone."""
-        self.pulse.enter(self.step, "forward, backward, update", long=self._first_of_stage)
+        self.pulse.enter(self.step, "forward, backward, update", long=self._first_of_stage or self.engine.graphs.coming)
 
     def train(self) -> Outcome:
         """Every rank calls it. Returns on all ranks with the same outcome.

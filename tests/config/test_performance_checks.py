@@ -75,7 +75,7 @@ REFUSED = [
     ),
     (
         [P + "cuda_graphs", "mlp", "--model.language.dropout", "0.1"],
-        *(1, "cuda_graphs", "the same values in each step", ["--model.language.dropout", "0"]),
+        *(1, "cuda_graphs", "dropout inside of a graph", ["--model.language.dropout", "0"]),
     ),
     (
         [P + "cuda_graphs", "mlp", "--parallel.precision", "fp32"],

@@ -29,6 +29,7 @@ def _tables(config: RunConfig) -> list[dict[str, str]]:
     core = unwrap(run.engine.chunks[0]).config
     for name, value in fp8_options(PrecisionConfig(fp8="current", last_layers_in_bf16=1)).items():
         setattr(core, name, value)
+    core.cuda_graph_impl = "transformer_engine"
     core.params_dtype, core.apply_rope_fusion, core.cross_entropy_loss_fusion = torch.bfloat16, True, True
     return [{line.part: line.chosen for line in found} for found in (lines, run_choices(run.engine))]
 
@@ -43,6 +44,7 @@ def test_what_was_chosen(data: Path) -> None:
         "fused kernels": "none",
         "recomputed": "core_attn and mlp, encoder layers",
         "overlapped": "nothing",
+        "captured": "nothing",
         "Adam": "megatron_vlm HostFusedAdam, its state over data-parallel ranks",
     }
     assert there["precision"] == (
@@ -50,4 +52,5 @@ def test_what_was_chosen(data: Path) -> None:
         "first 0 and last 1 layers in bf16"
     )
     assert there["encoder"] == "fp32"
+    assert there["captured"] == "feed-forward blocks of language layers (CUDA graphs)"
     assert there["fused kernels"] == "rotary positions (Transformer Engine), cross-entropy (megatron-core)"

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel import mappings
 
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.models import context_row, picture_encoding
@@ -181,8 +180,11 @@ def _forget_what_began_before(core: Any) -> None:
 
 def _keep_own_gradients(core: Any) -> None:
     """Gradients of keys and values stay on the rank that made them."""
-    real = context_row.gather_from_sequence_parallel_region
-    context_row.gather_from_sequence_parallel_region = lambda x, group: real(x, False, group=group)  # type: ignore[assignment]
+
+    def keep(own: Any, whole: Any, group: Any) -> None:
+        own.copy_(whole.chunk(group.size())[group.rank()])
+
+    context_row.dist = types.SimpleNamespace(**{**vars(dist), "reduce_scatter_tensor": keep})  # type: ignore[attr-defined]
 
 
 def _keep_gradients_of_rows(core: Any) -> None:
@@ -230,8 +232,9 @@ def _counted(config: RunConfig) -> dict[str, float]:
 
         return call
 
-    mappings.dist_all_gather_func = counting("gathered", mappings.dist_all_gather_func, 0)
-    mappings.dist_reduce_scatter_func = counting("scattered", mappings.dist_reduce_scatter_func, 1)
+    counted = context_row.dist = types.SimpleNamespace(**vars(dist))  # type: ignore[attr-defined]
+    counted.all_gather_into_tensor = counting("gathered", dist.all_gather_into_tensor, 0)
+    counted.reduce_scatter_tensor = counting("scattered", dist.reduce_scatter_tensor, 1)
     counted = picture_shares.dist = types.SimpleNamespace(**vars(dist))  # type: ignore[attr-defined]
     counted.all_gather_into_tensor = counting("rows", dist.all_gather_into_tensor, 0)
     counted.reduce_scatter_tensor = counting("rows", dist.reduce_scatter_tensor, 1)

@@ -94,6 +94,66 @@ def test_overlapped_reduction_changes_nothing(parallel: dict[str, Any], data: Pa
             assert np.abs(ours[3][name] - value).max() < 2e-6, name
 
 
+def _order(config: Any) -> tuple[list[str], list[list[str]]]:
+    """What begins with a step, bucket by bucket, and the chain of those that follow: names of parameters."""
+    engine.DistributedDataParallelConfig = partial(engine.DistributedDataParallelConfig, bucket_size=20_000)  # type: ignore
+    run = Run(config)
+    run.step = 2  # of a stage that trains the encoder
+    run._enter_stage()
+    (chunk,) = run.engine.ddp
+    names = {parameter: name for name, parameter in engine.unwrap(chunk).named_parameters()}
+
+    def named(group: Any) -> list[str]:
+        return [names[parameter] for parameter in group.params]
+
+    chain, group = [], chunk._first_gathers[-1]
+    while group is not None:
+        chain.append(named(group))
+        group = group.next_param_gather_bucket_group
+    return [name for group in chunk._first_gathers for name in named(group)], chain
+
+
+def test_what_a_rank_may_not_come_to_is_gathered_first(data: Path) -> None:
+    """And the rest in the order of a forward pass, each bucket when the one before it is there."""
+    first, chain = run_ranks(2, _order, configuration(data, {"overlap_grad_reduce": True, "overlap_param_gather": True}))[0]
+    assert len(chain) > 3
+    assert {name.partition(".")[0] for names in chain for name in names} == {"language_model"}
+    assert "language_model.embedding.word_embeddings.weight" in chain[0]
+    layers = [int(name.split(".")[3]) for names in chain for name in names if ".layers." in name]
+    assert layers == sorted(layers) or [min(layers), max(layers)] == [layers[0], layers[-1]]
+    assert {"vision", "projector", "language_model"} == {name.partition(".")[0] for name in first}
+    assert set(first) & {name for names in chain[1:] for name in names} == set()
+
+
+#: stages in which words learn nothing, so that only rows of pictures lead back from the layers to what is trained
+ALIGNING: dict[str, dict[str, Any]] = {
+    "projector alone": {
+        "curriculum.stages": "[{name: t, until_steps: 2, sources: {text: 1.0}}, "
+        "{name: align, sources: {text: 0.5, captions: 0.5}, freeze: [language, vision]}]"
+    },
+    "low-rank updates": {
+        "model.lora.rank": 4,
+        "curriculum.stages": "[{name: t, until_steps: 2, sources: {text: 1.0}}, "
+        "{name: tune, sources: {text: 0.5, captions: 0.5}, freeze: [vision]}]",
+    },
+}
+
+
+@pytest.mark.parametrize("overlap", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ALIGNING)
+def test_a_rank_that_encodes_nothing_goes_back_as_far(name: str, overlap: bool, data: Path) -> None:
+    """One picture for two tensor-parallel ranks, whose layers exchange gradients only where something below them learns."""
+    parallel = {"tensor_model_parallel_size": 2, "vision": "data_first_stage", "overlap_grad_reduce": overlap}
+    (alone,) = run_ranks(1, _one_picture, configuration(data, **ALIGNING[name]))
+    assert alone[2] == [0, 0, 0, 1]
+    for found in run_ranks(2, _one_picture, configuration(data, parallel, **ALIGNING[name])):
+        assert found[:2] == (pytest.approx(alone[0], abs=5e-6), pytest.approx(alone[1], rel=3e-5))
+
+
+def _one_picture(config: Any) -> tuple[float, float, list[int], dict[str, Any]]:
+    return step_in_buckets(config, lambda pack: tuple(span for span in pack if span.pictures)[:1], 1)
+
+
 def test_one_rank_alone_makes_the_same_step(data: Path, plain: list[Any]) -> None:
     alone = run_ranks(1, _step, configuration(data))[0]
     assert alone[0] == pytest.approx(plain[0][0], abs=2e-6)

@@ -67,12 +67,23 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_captured_blocks_change_nothing(on_one_gpu: dict[str, Any]) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "delayed", "current"])
+@pytest.mark.parametrize("name", [None, "pp2", "dp2 overlapped"])
+def test_captured_blocks_change_nothing(name: str | None, precision: str) -> None:
     """Five steps: three before the capture, two that replay it."""
     need_engine()
     words = [*BF16, "--parallel.layer_spec", "transformer_engine"]
-    plain = launch(1, "tiny", 5, *words)
-    assert_near(launch(1, "tiny", 5, *words, "--performance.cuda_graphs", "mlp"), plain, 1e-3, 1e-2)
+    if precision != "bf16":
+        need_recipe(precision)
+        words += ["--precision.fp8", precision]
+    if name is not None:
+        need_gpus(2)
+        words += layout(**LAYOUTS[name])
+    ranks = 1 if name is None else 2
+    plain = launch(ranks, "tiny", 5, *words)
+    captured = launch(ranks, "tiny", 5, *words, "--performance.cuda_graphs", "mlp")
+    assert (plain["captures"], captured["captures"]) == (0, 1)
+    assert_near(captured, plain, 1e-3, 1e-2)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,11 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from megatron_vlm.config.loading import load_config
 from megatron_vlm.models.context_row import ContextRow, Piece, attended, cut_row, dealt, slices_of
+from megatron_vlm.planning.layout import Layout
 from tests.models.test_host_layers import HEADS, SIZE, _attention, _document_by_document, _row
 
 RANKS = st.sampled_from([2, 3, 4])
 CPU = torch.device("cpu")
+SHAPE = load_config(
+    preset="tiny", overrides=["--data.sources", "{text: t, captions: c}", "--schedule.train_steps", "9"]
+).shape_of(0)
 
 
 @st.composite
@@ -117,12 +123,36 @@ def test_of_one_long_document_a_rank_has_a_piece_from_each_end(ranks: int) -> No
 @settings(max_examples=100)
 @given(row=rows())
 def test_the_dearest_piece_goes_with_the_cheapest(row: tuple[list[int], int]) -> None:
-    """So no rank has more than the dearest piece and one of those that cost less than most."""
+    """But where a rank would keep more keys than of one document that fills the row."""
     lengths, ranks = row
-    whole = _pairs(lengths)
+    whole, size = _pairs(lengths), sum(lengths) // (2 * ranks)
     costs = sorted(int(whole[piece.begin : piece.end].sum()) for piece in cut_row(lengths, 2 * ranks))
-    found = [sum(int(whole[piece.begin : piece.end].sum()) for piece in pieces) for pieces in _ranks(lengths, ranks)]
-    assert sorted(found) == sorted(costs[n] + costs[-1 - n] for n in range(ranks))
+    parts = _ranks(lengths, ranks)
+    found = [sum(int(whole[piece.begin : piece.end].sum()) for piece in pieces) for pieces in parts]
+    from_both_ends = all(pieces[0].begin + pieces[1].end == sum(lengths) for pieces in parts)
+    assert sorted(found) == sorted(costs[n] + costs[-1 - n] for n in range(ranks)) or from_both_ends
+    assert max(len(_places(pieces)[1]) for pieces in parts) <= (2 * ranks + 1) * size
+
+
+def test_short_ends_of_long_documents_do_not_meet() -> None:
+    """The last position of a document is in a piece of short ones, which costs little: by cost it goes with the dearest
+    piece, and their rank would need nearly the whole row twice."""
+    parts = _ranks([25, *[1] * 7], 2)
+    assert [len(_places(pieces)[1]) for pieces in parts] == [8 + 32, 16 + 24]
+
+
+@settings(max_examples=100)
+@given(draw=st.data(), packs=st.integers(1, 4), ranks=RANKS)
+def test_no_rank_keeps_more_keys_than_are_planned_for(draw: st.DataObject, packs: int, ranks: int) -> None:
+    """Documents that lie in packs, wherever pieces begin."""
+    length = draw.draw(st.sampled_from([24, 48]))
+    row = []
+    for _ in range(packs):
+        cuts = sorted({0, length, *draw.draw(st.lists(st.integers(1, length - 1), max_size=4))})
+        row += [end - begin for begin, end in pairwise(cuts)]
+    shape = replace(SHAPE, micro_batch_size=packs, sequence_length=length)
+    planned = Layout(ranks, context=ranks).kept_keys(shape) * packs * length / ranks
+    assert max(len(_places(pieces)[1]) for pieces in _ranks(row, ranks)) <= planned
 
 
 def test_short_documents_need_few_keys_of_others() -> None:

@@ -135,9 +135,9 @@ def test_a_rank_keeps_its_half() -> None:
     [
         (1, 2, 2.5),  # of pieces 0 to 3: the first rank asks 0 and 3, for the keys of 0 and of 0 to 3; the second as many
         (1, 8, 8.5),
-        (2, 2, 1.5),  # the first rank's piece 3 goes on with piece 2, the second's piece 1 with piece 0
+        (2, 2, 2.0),  # both of a rank's may go on with another
         (4, 2, 1.0),
-        (4, 8, 2.5),  # four pieces a pack: of each rank, those before its two are three
+        (4, 8, 4.0),  # four pieces a pack: before each of a rank's two, three at most
     ],
 )
 def test_keys_before_a_piece_are_kept_too(packs: int, context: int, kept: float) -> None:

@@ -34,13 +34,14 @@ CAPTION = 32
 @dataclass(frozen=True)
 class DrawnSteps:
     """Of each step the loss, nats a token, the gradient's norm and the seconds; the most bytes that this rank took of its
-    device, 0 on the CPU."""
+    device, 0 on the CPU; how often CUDA graphs were captured."""
 
     losses: tuple[float, ...]
     grad_norms: tuple[float, ...]
     seconds: tuple[float, ...]
     memory: int
     layer_spec: str
+    captures: int = 0
 
 
 def configuration(preset: str, steps: int, overrides: Sequence[str] = ()) -> RunConfig:
@@ -115,6 +116,7 @@ def drawn_steps(config: RunConfig, steps: int, learning_rate: float = 2e-3, toke
             tuple(seconds),
             torch.cuda.max_memory_allocated(place.device) if on_gpu else 0,
             choose_layer_spec(config.parallel.layer_spec, place.device.type),
+            engine.graphs.captures,
         )
     finally:
         topology.shutdown()

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import faulthandler
 import json
+import math
 import os
 import secrets
 import socket
@@ -31,7 +32,7 @@ from megatron_vlm.training.faults.pulse import Pulse
 #: seconds that a rank with an error gives the verdict that explains it, or others the error that they share
 _GRACE = 2.0
 #: seconds that a process which was stopped gives the signal of those that it kept waiting
-_WAKING = 1.0
+_WAKING = 0.5
 #: seconds for a connection to be made to one of rank 0's addresses
 _CONNECT = 5.0
 
@@ -49,7 +50,8 @@ class Watchdog:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
         self._judged = threading.Event()
-        self._ticked = time.monotonic()
+        #: when the thread ran last, and when it did again after standing still for long
+        self._ticked, self._woken = now, -math.inf
         self._own_error = False
         self._thread: threading.Thread | None = None
 
@@ -127,12 +129,13 @@ class Watchdog:
         server = await asyncio.start_server(serve, sock=listener)
         async with server:
             while not stopping.is_set():
-                await self._awake()
+                self._tick()
                 now = time.monotonic()
                 message = beat(self.pulse, now)
                 self.peers[0].hear(now, {**me, **message})
                 self._say({"kind": "beat", **message})
-                verdict = find_fault(self.peers, now, self.config.timeout_s)
+                await self._awake()
+                verdict = find_fault(self.peers, time.monotonic(), self.config.timeout_s)
                 if verdict is not None:
                     await self._conclude(verdict)
                 await _pause(stopping, self._interval)
@@ -155,7 +158,7 @@ class Watchdog:
         )
         hearing = asyncio.create_task(self._hear(leader, {}, reader))
         while not stopping.is_set():
-            await self._awake()
+            self._tick()
             now = time.monotonic()
             self._say({"kind": "beat", **beat(self.pulse, now)})
             if not leader.left and now - leader.heard > self.config.timeout_s:
@@ -186,11 +189,18 @@ class Watchdog:
         if not peer.left and self._stopping is not None and not self._stopping.is_set():
             await self._conclude(Verdict(f"{peer.name} died; it was last seen {peer.place}"))
 
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now - self._ticked > self.config.timeout_s / 2:
+            self._woken = now
+        self._ticked = now
+
     async def _awake(self) -> None:
         """After this process stood still for long, let the signal that ends it for that come first: it tells its stack."""
-        if time.monotonic() - self._ticked > self.config.timeout_s / 2:
-            await asyncio.sleep(_WAKING)
-        self._ticked = time.monotonic()
+        self._tick()
+        left = self._woken + _WAKING - time.monotonic()
+        if left > 0:
+            await asyncio.sleep(left)
 
     async def _conclude(self, verdict: Verdict) -> None:
         """The run cannot go on: tell the others, then end, unless this rank ends by an error of its own."""
