@@ -26,7 +26,16 @@ from megatron_vlm.training.step import train_step
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_gradients import FIXED, _one_rank, _whole, _worst
 from tests.distributed.test_some_pictures import step_in_buckets
-from tests.distributed.tiny_run import PP2, TP2, configuration, next_batches, one_step, steps, steps_and_save
+from tests.distributed.tiny_run import (
+    PP2,
+    TP2,
+    assert_equal_steps,
+    configuration,
+    next_batches,
+    one_step,
+    steps,
+    steps_and_save,
+)
 
 pytestmark = pytest.mark.distributed
 
@@ -56,20 +65,12 @@ def reference(data: Path) -> list[dict[str, float]]:
     return run_ranks(1, steps, configuration(data), 5)[0]
 
 
-def _equal(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
-    for here, there in zip(ours, theirs, strict=True):
-        assert here.keys() == there.keys()
-        for key, value in there.items():
-            tolerance = 3e-5 * value if key == "grad_norm" else 5e-6
-            assert abs(here[key] - value) <= tolerance, (key, here[key], value)
-
-
 @pytest.mark.parametrize("name", [*LAYOUTS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def test_losses_and_gradient_norms_equal(name: str, data: Path, reference: list[dict[str, float]]) -> None:
     ranks, parallel = (LAYOUTS | MORE)[name]
     results = run_ranks(ranks, steps, configuration(data, parallel), 5)
     assert all(result == results[0] for result in results), "ranks report different numbers"
-    _equal(results[0], reference)
+    assert_equal_steps(results[0], reference, loss=5e-6)
 
 
 #: many pictures in each row, so that each rank has some of the others' rows in its part
@@ -119,7 +120,7 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("parallel", [{**CP2, **FIRST, **TP2}, {**CP2, **ALL, **PP2}], ids=["first", "all"])
 def test_what_a_row_may_hold(kind: str, parallel: dict[str, Any], data: Path) -> None:
     alone = run_ranks(1, steps, configuration(data, **KINDS[kind]), 3)[0]
-    _equal(run_ranks(4, steps, configuration(data, parallel, **KINDS[kind]), 3)[0], alone)
+    assert_equal_steps(run_ranks(4, steps, configuration(data, parallel, **KINDS[kind]), 3)[0], alone, loss=5e-6)
 
 
 def _losses(config: RunConfig) -> dict[str, float]:

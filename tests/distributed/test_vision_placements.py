@@ -23,7 +23,16 @@ from megatron_vlm.training.engine import unwrap
 from megatron_vlm.training.loop import Run
 from megatron_vlm.training.step import train_step
 from tests.distributed.ranks import run_ranks
-from tests.distributed.tiny_run import PP2, TP2, configuration, next_batches, one_step, steps, steps_and_save
+from tests.distributed.tiny_run import (
+    PP2,
+    TP2,
+    assert_equal_steps,
+    configuration,
+    next_batches,
+    one_step,
+    steps,
+    steps_and_save,
+)
 
 pytestmark = pytest.mark.distributed
 
@@ -52,20 +61,12 @@ def reference(data: Path) -> list[dict[str, float]]:
     return run_ranks(1, steps, configuration(data), 5)[0]
 
 
-def _equal(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
-    for here, there in zip(ours, theirs, strict=True):
-        assert here.keys() == there.keys()
-        for key, value in there.items():
-            tolerance = 3e-5 * value if key == "grad_norm" else 2e-6
-            assert abs(here[key] - value) <= tolerance, (key, here[key], value)
-
-
 @pytest.mark.parametrize("name", [*LAYOUTS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def test_losses_and_gradient_norms_equal(name: str, data: Path, reference: list[dict[str, float]]) -> None:
     ranks, parallel = (LAYOUTS | MORE)[name]
     results = run_ranks(ranks, steps, configuration(data, parallel), 5)
     assert all(result == results[0] for result in results), "ranks report different numbers"
-    _equal(results[0], reference)
+    assert_equal_steps(results[0], reference)
 
 
 @pytest.mark.slow
@@ -76,7 +77,7 @@ def test_pictures_of_their_own_aspect_and_a_frozen_encoder(parallel: dict[str, A
         "curriculum.stages": "[{sources: {text: 0.5, captions: 0.5}, freeze: [vision]}]",
     }
     alone = run_ranks(1, steps, configuration(data, **fields), 3)[0]
-    _equal(run_ranks(2, steps, configuration(data, parallel, **fields), 3)[0], alone)
+    assert_equal_steps(run_ranks(2, steps, configuration(data, parallel, **fields), 3)[0], alone)
 
 
 @pytest.mark.parametrize(
