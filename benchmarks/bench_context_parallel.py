@@ -23,8 +23,7 @@ Cut = Callable[[Sequence[int], int], list[list[Piece]]]
 
 def ours(lengths: Sequence[int], ranks: int) -> list[list[Piece]]:
     pieces = cut_row(lengths, 2 * ranks)
-    order = dealt(pieces)
-    return [[pieces[number] for number in order[2 * rank : 2 * rank + 2]] for rank in range(ranks)]
+    return [[pieces[number] for number in pair] for pair in dealt(pieces)]
 
 
 def both_ends(lengths: Sequence[int], ranks: int) -> list[list[Piece]]:

@@ -52,8 +52,12 @@ class ParallelConfig:
         return self.tensor_model_parallel_size * self.context_parallel_size * self.pipeline_model_parallel_size
 
     @property
+    def position_ranks(self) -> int:
+        """Ranks over which the positions of a micro-batch are split outside of attention."""
+        return self.context_parallel_size * (self.tensor_model_parallel_size if self.sequence_parallel else 1)
+
+    @property
     def row_multiple(self) -> int:
         """What the positions of a micro-batch must be a multiple of, so that its ranks have alike many."""
         pieces = 2 * self.context_parallel_size if self.context_parallel_size > 1 else 1
-        split = self.tensor_model_parallel_size * self.context_parallel_size if self.sequence_parallel else 1
-        return math.lcm(pieces, split)
+        return math.lcm(pieces, self.position_ranks)

@@ -63,7 +63,7 @@ def _sizes(config: RunConfig) -> Iterator[str]:
     for name, (size, split) in sides.items():
         if size % (block * split):
             yield _not_a_multiple(name, size, block, split, recipe)
-    split = parallel.context_parallel_size * (tp if parallel.sequence_parallel else 1)
+    split = parallel.position_ranks
     kind = "tensor-parallel" if parallel.context_parallel_size == 1 else "tensor- and context-parallel"
     rows = {("data", config.schedule.micro_batch_size, config.data.sequence_length)}
     for index, stage in enumerate(config.curriculum.stages):

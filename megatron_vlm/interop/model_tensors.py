@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from megatron_vlm.config.model import GATED, LanguageConfig, ModelConfig, ProjectorConfig, VisionConfig
+from megatron_vlm.config.model import LanguageConfig, ModelConfig, ProjectorConfig, VisionConfig
 from megatron_vlm.interop.layouts import Shape
 
 LANGUAGE = "language_model."
@@ -85,7 +85,7 @@ def _vision_tensors(vision: VisionConfig) -> Iterator[tuple[str, Shape]]:
     if vision.register_tokens:
         yield "vision.register_tokens", (vision.register_tokens, hidden)
     norms = ["vision.pre_norm"] if vision.kind == "clip" else []
-    up = 2 * width if vision.activation in GATED else width
+    up = 2 * width if vision.gated else width
     for number in range(vision.num_layers - vision.skip_last_layers):
         layer = f"vision.decoder.layers.{number}."
         norms += [layer + "input_layernorm", layer + "pre_mlp_layernorm"]

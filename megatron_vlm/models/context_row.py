@@ -77,8 +77,8 @@ def cut_row(lengths: Sequence[int], count: int) -> list[Piece]:
     return pieces
 
 
-def dealt(pieces: Sequence[Piece]) -> list[int]:
-    """Pieces by number, two of each rank after another, in the ranks' order: the dearest goes with the cheapest.
+def dealt(pieces: Sequence[Piece]) -> list[tuple[int, int]]:
+    """The two pieces of each rank, by number: the dearest goes with the cheapest.
 
     A piece that is the short end of a long document costs little and needs many keys. Where it would go with another that
     needs many, so that a rank had to keep more than any has of one document that fills the row, front goes with end.
@@ -89,7 +89,7 @@ def dealt(pieces: Sequence[Piece]) -> list[int]:
     most = (count + 1) * (pieces[0].end - pieces[0].begin)
     if any(sum(pieces[number].end - pieces[number].first for number in pair) > most for pair in pairs):
         pairs = [(number, count - 1 - number) for number in range(count // 2)]
-    return [number for pair in pairs for number in sorted(pair)]
+    return [(min(pair), max(pair)) for pair in pairs]
 
 
 class _GatheredKeys(torch.autograd.Function):
@@ -127,7 +127,7 @@ class ContextRow(PackedSeqParams):
 
     Attributes:
         pieces: of the part, in its order.
-        places: of each piece of the row by number, where it stands among what ranks gather.
+        needed: (first, end) of the keys and values that the pieces attend to, among those that ranks gather.
         attended: the documents of the pieces, one after another, as attention takes them: packed queries, and keys of
             `whole`, under causal masks that are aligned at the bottom right.
         position_ids: int64 `[positions / ranks]`, the distance of each position from its document's beginning.
@@ -135,7 +135,7 @@ class ContextRow(PackedSeqParams):
     """
 
     pieces: tuple[Piece, ...] = ()
-    places: tuple[int, ...] = ()
+    needed: tuple[tuple[int, int], ...] = ()
     attended: PackedSeqParams | None = None
     position_ids: Tensor | None = None
     group: dist.ProcessGroup | None = None
@@ -145,11 +145,11 @@ class ContextRow(PackedSeqParams):
         """Of a row of documents with these lengths, known on the host. `position_ids` are to be given to it."""
         lengths = [length for length in lengths if length]
         whole = cut_row(lengths, 2 * group.size())
-        order = dealt(whole)
-        own = tuple(whole[number] for number in order[2 * group.rank() : 2 * group.rank() + 2])
-        places = tuple(order.index(number) for number in range(len(order)))
+        pairs = dealt(whole)
+        own = tuple(whole[number] for number in pairs[group.rank()])
+        needed = tuple(needed_keys(own, pairs))
         alone, longest = _borders([sum(lengths) // group.size()], device), max(lengths)
-        row = cls("thd", alone, alone, max_seqlen_q=longest, max_seqlen_kv=longest, pieces=own, places=places, group=group)
+        row = cls("thd", alone, alone, max_seqlen_q=longest, max_seqlen_kv=longest, pieces=own, needed=needed, group=group)
         row.attended = attended(own, device)
         return row
 
@@ -166,20 +166,18 @@ class ContextRow(PackedSeqParams):
         """Keys and values `[positions / ranks, heads, d]` of this rank -> those that its pieces attend to, each piece's from
         its first to its last, `[keys, heads, d]`. Gradients are summed over ranks."""
         assert self.group is not None
-        size = key.size(0) // 2
-        needed = [
-            (self.places[number] * size + first, self.places[number] * size + end)
-            for number, first, end in slices_of(self.pieces, size)
-        ]
-        keys, values = _GatheredKeys.apply(key, value, needed, self.group)
+        keys, values = _GatheredKeys.apply(key, value, self.needed, self.group)
         return keys, values
 
 
-def slices_of(pieces: Sequence[Piece], size: int) -> Iterator[tuple[int, int, int]]:
-    """(piece of the row by number, first, end in it) of the keys that `pieces` attend to; all are of `size` positions."""
+def needed_keys(pieces: Sequence[Piece], pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """(first, end) of the keys that `pieces` attend to, where ranks gather their `pairs` of pieces one after another."""
+    places = {number: place for place, number in enumerate(number for pair in pairs for number in pair)}
     for piece in pieces:
+        size = piece.end - piece.begin
         for number in range(piece.first // size, piece.end // size):
-            yield number, max(piece.first - number * size, 0), size
+            begin = places[number] * size
+            yield begin + max(piece.first - number * size, 0), begin + size
 
 
 def attended(pieces: Sequence[Piece], device: torch.device) -> PackedSeqParams:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_vlm.config.model import GATED, ModelConfig, VisionConfig
+from megatron_vlm.config.model import ModelConfig, VisionConfig
 from megatron_vlm.config.parallel import ParallelConfig
 
 
@@ -130,7 +130,7 @@ def vision_config(
         normalization="LayerNorm",
         layernorm_epsilon=vision.norm_epsilon,
         activation_func=_ACTIVATIONS[vision.activation],
-        gated_linear_unit=vision.activation in GATED,
+        gated_linear_unit=vision.gated,
         add_bias_linear=True,
         add_qkv_bias=True,
         hidden_dropout=0.0,

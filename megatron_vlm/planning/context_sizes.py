@@ -30,5 +30,4 @@ def rows_divide(config: RunConfig, stretches: Sequence[Stretch]) -> bool:
     rows = {stretch.shape.micro_batch_size * stretch.shape.sequence_length for stretch in stretches}
     if recipe == "none":
         return not any(row % multiple for row in rows)
-    split = parallel.context_parallel_size * (parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1)
-    return not any(row % multiple or row % (split * BLOCK[recipe]) for row in rows)
+    return not any(row % multiple or row % (parallel.position_ranks * BLOCK[recipe]) for row in rows)

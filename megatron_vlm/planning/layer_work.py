@@ -1,8 +1,8 @@
 """Seconds of the language layers' passes over a micro-batch.
 
 Context-parallel ranks divide its positions: each has its part of everything that is counted a position, and of attention.
-That part is taken for an equal one. Cut into 2n pieces, of which rank r of n holds r and 2n - 1 - r, one document that fills
-the row gives every rank as many pairs of queries and keys; of many documents each piece has about as many, wherever it lies.
+That part is taken for an equal one. Of 2n pieces the dearest is dealt with the cheapest (`models.context_row`): one document
+that fills the row gives every rank as many pairs of queries and keys, and many documents nearly so.
 """
 
 from __future__ import annotations

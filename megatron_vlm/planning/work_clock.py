@@ -56,7 +56,7 @@ class Clock:
         return flops / self.layout.tensor / (self.half_rate if in_bf16 else self.layer_rate)
 
     def matrices(self, flops: float, split: int) -> float:
-        return flops / split / (self.peak * self.efficiency.matrix)
+        return flops / split / self.half_rate
 
     def attention(self, flops: float, split: int) -> float:
         return flops / split / (self.peak * self.efficiency.attention)

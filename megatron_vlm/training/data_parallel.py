@@ -14,8 +14,6 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-__all__ = ["DataParallel", "DistributedDataParallelConfig"]
-
 
 class DataParallel(DistributedDataParallel):
     """DistributedDataParallel whose gathers and reductions are begun in an order that no data decides.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.distributed import finalize_model_grads
+from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.transformer.module import Float16Module, MegatronModule
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from megatron_vlm.models.initialization import initialize_parameters
 from megatron_vlm.models.vlm import VisionLanguageModel
 from megatron_vlm.parallel.picture_shares import sum_gradients
 from megatron_vlm.parallel.topology import Topology
-from megatron_vlm.training.data_parallel import DataParallel, DistributedDataParallelConfig
+from megatron_vlm.training.data_parallel import DataParallel
 from megatron_vlm.training.encoding import StepEncoding
 from megatron_vlm.training.layer_graphs import LayerGraphs
 from megatron_vlm.training.optimizer import Optimizer, read_state, write_state

@@ -25,16 +25,16 @@ from megatron_vlm.training.loop import Run
 from megatron_vlm.training.step import train_step
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_gradients import FIXED, _one_rank, _whole, _worst
-from tests.distributed.test_some_pictures import step_in_buckets
+from tests.distributed.test_some_pictures import step_of_one_picture
 from tests.distributed.tiny_run import (
     PP2,
     TP2,
     assert_equal_steps,
+    assert_goes_on,
     configuration,
     next_batches,
     one_step,
     steps,
-    steps_and_save,
 )
 
 pytestmark = pytest.mark.distributed
@@ -159,12 +159,7 @@ def test_a_checkpoint_goes_on_with_other_ranks(
     reference: list[dict[str, float]],
 ) -> None:
     """Weights, moments and the place in the data: saved at step 3, its last two steps are the whole run's."""
-    folder = {"logging.directory": tmp_path}
-    run_ranks(before[0], steps_and_save, configuration(data, before[1], **folder), 3)
-    rest = run_ranks(after[0], steps, configuration(data, after[1], **folder, **{"checkpoint.resume": "auto"}), 2)[0]
-    for ours, theirs in zip(rest, reference[3:], strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
-        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+    assert_goes_on(before, after, data, tmp_path, reference)
 
 
 def _forget_what_began_before(core: Any) -> None:
@@ -202,16 +197,12 @@ def test_a_fault_in_what_is_shared_is_seen(mutation: Any, data: Path, alone: dic
 @pytest.mark.parametrize("vision", [{}, pytest.param(FIRST, marks=pytest.mark.slow), ALL], ids=["tensor", "first", "all"])
 def test_pictures_in_the_last_micro_batch_alone(vision: dict[str, Any], data: Path) -> None:
     """Fewer than there are ranks: some encode nothing, and come to every meeting all the same."""
-    loss, norm, pictures, _ = run_ranks(1, _few_pictures, configuration(data))[0]
+    loss, norm, pictures, _ = run_ranks(1, step_of_one_picture, configuration(data))[0]
     assert pictures == [0, 0, 0, 1]
     shared = {"context_parallel_size": 4, "overlap_grad_reduce": True, "overlap_param_gather": True, **vision}
-    for found in run_ranks(4, _few_pictures, configuration(data, shared)):
+    for found in run_ranks(4, step_of_one_picture, configuration(data, shared)):
         assert found[2] == pictures
         assert found[:2] == (pytest.approx(loss, abs=5e-6), pytest.approx(norm, rel=3e-5))
-
-
-def _few_pictures(config: RunConfig) -> tuple[float, float, list[int], dict[str, Any]]:
-    return step_in_buckets(config, lambda pack: tuple(span for span in pack if span.pictures)[:1], 1)
 
 
 def _counted(config: RunConfig) -> dict[str, float]:

@@ -61,9 +61,13 @@ def _step(
         return result.loss, result.grad_norm, [batch.pictures for batch in batches], parameters(run)
 
 
-def step_in_buckets(config: Any, *taken: Any) -> tuple[float, float, list[int], dict[str, Any]]:
+def _lay_in_buckets() -> None:
     """Encoder and language blocks in buckets of their own, as those of a model of real size are."""
     engine.DistributedDataParallelConfig = partial(engine.DistributedDataParallelConfig, bucket_size=20_000)  # type: ignore
+
+
+def step_in_buckets(config: Any, *taken: Any) -> tuple[float, float, list[int], dict[str, Any]]:
+    _lay_in_buckets()
     return _step(config, *taken)
 
 
@@ -96,7 +100,7 @@ def test_overlapped_reduction_changes_nothing(parallel: dict[str, Any], data: Pa
 
 def _order(config: Any) -> tuple[list[str], list[list[str]]]:
     """What begins with a step, bucket by bucket, and the chain of those that follow: names of parameters."""
-    engine.DistributedDataParallelConfig = partial(engine.DistributedDataParallelConfig, bucket_size=20_000)  # type: ignore
+    _lay_in_buckets()
     run = Run(config)
     run.step = 2  # of a stage that trains the encoder
     run._enter_stage()
@@ -144,13 +148,13 @@ ALIGNING: dict[str, dict[str, Any]] = {
 def test_a_rank_that_encodes_nothing_goes_back_as_far(name: str, overlap: bool, data: Path) -> None:
     """One picture for two tensor-parallel ranks, whose layers exchange gradients only where something below them learns."""
     parallel = {"tensor_model_parallel_size": 2, "vision": "data_first_stage", "overlap_grad_reduce": overlap}
-    (alone,) = run_ranks(1, _one_picture, configuration(data, **ALIGNING[name]))
+    (alone,) = run_ranks(1, step_of_one_picture, configuration(data, **ALIGNING[name]))
     assert alone[2] == [0, 0, 0, 1]
-    for found in run_ranks(2, _one_picture, configuration(data, parallel, **ALIGNING[name])):
+    for found in run_ranks(2, step_of_one_picture, configuration(data, parallel, **ALIGNING[name])):
         assert found[:2] == (pytest.approx(alone[0], abs=5e-6), pytest.approx(alone[1], rel=3e-5))
 
 
-def _one_picture(config: Any) -> tuple[float, float, list[int], dict[str, Any]]:
+def step_of_one_picture(config: Any) -> tuple[float, float, list[int], dict[str, Any]]:
     return step_in_buckets(config, lambda pack: tuple(span for span in pack if span.pictures)[:1], 1)
 
 

@@ -27,11 +27,11 @@ from tests.distributed.tiny_run import (
     PP2,
     TP2,
     assert_equal_steps,
+    assert_goes_on,
     configuration,
     next_batches,
     one_step,
     steps,
-    steps_and_save,
 )
 
 pytestmark = pytest.mark.distributed
@@ -96,12 +96,7 @@ def test_a_checkpoint_goes_on_under_another_placement(
     reference: list[dict[str, float]],
 ) -> None:
     """Weights and moments: saved at step 3, where pictures have been trained on, its last two steps are the whole run's."""
-    folder = {"logging.directory": tmp_path}
-    run_ranks(before[0], steps_and_save, configuration(data, before[1], **folder), 3)
-    rest = run_ranks(after[0], steps, configuration(data, after[1], **folder, **{"checkpoint.resume": "auto"}), 2)[0]
-    for ours, theirs in zip(rest, reference[3:], strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
-        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+    assert_goes_on(before, after, data, tmp_path, reference)
 
 
 class _Counted(types.SimpleNamespace):

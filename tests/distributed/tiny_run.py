@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from megatron_vlm.config.loading import load_config
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data.micro_batch import MicroBatch
@@ -12,6 +14,7 @@ from megatron_vlm.planning.flops import BatchShape
 from megatron_vlm.training.engine import unwrap
 from megatron_vlm.training.loop import Run
 from megatron_vlm.training.step import train_step
+from tests.distributed.ranks import run_ranks
 
 SAMPLE = Path(__file__).resolve().parents[2] / "examples" / "sample_data"
 
@@ -108,3 +111,17 @@ def assert_equal_steps(ours: list[dict[str, float]], theirs: list[dict[str, floa
         for key, value in there.items():
             tolerance = 3e-5 * value if key == "grad_norm" else loss
             assert abs(here[key] - value) <= tolerance, (key, here[key], value)
+
+
+#: ranks, and fields of `parallel`
+Ranks = tuple[int, dict[str, Any]]
+
+
+def assert_goes_on(before: Ranks, after: Ranks, data: Path, folder: Path, whole: list[dict[str, float]]) -> None:
+    """A run saved at step 3, where pictures have been trained on, makes its last two steps as the `whole` run does."""
+    fields = {"logging.directory": folder}
+    run_ranks(before[0], steps_and_save, configuration(data, before[1], **fields), 3)
+    rest = run_ranks(after[0], steps, configuration(data, after[1], **fields, **{"checkpoint.resume": "auto"}), 2)[0]
+    for ours, theirs in zip(rest, whole[3:], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)

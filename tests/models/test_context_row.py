@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from megatron_vlm.config.loading import load_config
-from megatron_vlm.models.context_row import ContextRow, Piece, attended, cut_row, dealt, slices_of
+from megatron_vlm.models.context_row import ContextRow, Piece, attended, cut_row, dealt, needed_keys
 from megatron_vlm.planning.layout import Layout
 from tests.models.test_host_layers import HEADS, SIZE, _attention, _document_by_document, _row
 
@@ -42,8 +42,7 @@ def _pairs(lengths: list[int]) -> Tensor:
 def _ranks(lengths: list[int], ranks: int) -> list[tuple[Piece, ...]]:
     """The pieces of each rank."""
     pieces = cut_row(lengths, 2 * ranks)
-    order = dealt(pieces)
-    return [tuple(pieces[number] for number in order[2 * rank : 2 * rank + 2]) for rank in range(ranks)]
+    return [tuple(pieces[number] for number in pair) for pair in dealt(pieces)]
 
 
 def _places(pieces: tuple[Piece, ...]) -> tuple[Tensor, Tensor]:
@@ -79,12 +78,11 @@ def test_pieces_attend_as_the_row_does(row: tuple[list[int], int]) -> None:
 @given(row=rows())
 def test_keys_are_taken_from_where_they_were_gathered(row: tuple[list[int], int]) -> None:
     lengths, ranks = row
-    size = sum(lengths) // (2 * ranks)
     parts = _ranks(lengths, ranks)
-    gathered = torch.cat([_places(pieces)[0] for pieces in parts]).view(2 * ranks, size)
-    order = dealt(cut_row(lengths, 2 * ranks))
+    gathered = torch.cat([_places(pieces)[0] for pieces in parts])
+    pairs = dealt(cut_row(lengths, 2 * ranks))
     for pieces in parts:
-        taken = [gathered[order.index(number)][first:end] for number, first, end in slices_of(pieces, size)]
+        taken = [gathered[first:end] for first, end in needed_keys(pieces, pairs)]
         assert torch.equal(torch.cat(taken), _places(pieces)[1])
 
 

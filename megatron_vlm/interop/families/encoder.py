@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_vlm.config.model import GATED, Activation, VisionConfig
+from megatron_vlm.config.model import Activation, VisionConfig
 from megatron_vlm.interop.layouts import GroupedQKV, Same
 from megatron_vlm.interop.mapping import Entry, Unexpressed
 
@@ -46,7 +46,7 @@ def norm_entries(ours: str, theirs: str, size: int) -> list[Entry]:
 def vit_layers(vision: VisionConfig, names: LayerNames) -> Iterator[Entry]:
     """The layers that this project's encoder has; `skip_last_layers` are left out."""
     hidden, width, heads = vision.hidden_size, vision.ffn_width, vision.num_attention_heads
-    up = 2 * width if vision.activation in GATED else width
+    up = 2 * width if vision.gated else width
     for number in range(vision.num_layers - vision.skip_last_layers):
         ours, theirs = f"vision.decoder.layers.{number}.", names.layer.format(number)
         yield from norm_entries(f"{ours}input_layernorm", theirs + names.norms[0], hidden)
