@@ -22,6 +22,7 @@ from tests.distributed.tiny_run import configuration
 pytestmark = pytest.mark.distributed
 
 TIMEOUT = 3
+BEFORE_THE_LOOP = -1
 STAGE = "[{sources: {text: 0.5, captions: 0.5}}]"
 
 
@@ -65,6 +66,8 @@ def _go_wrong(config: RunConfig, log: str, victim: int, how: Any, step: int) -> 
         return batches_of()
 
     run.next_step = batches  # type: ignore[method-assign]
+    if rank == victim and step == BEFORE_THE_LOOP:
+        how(run)
     try:
         return run.train().exit_code
     except Exception as error:
@@ -180,6 +183,18 @@ def test_a_long_save_is_no_fault(data: Path, tmp_path: Path) -> None:
     assert "ends with exit code" not in outputs[0] + outputs[1]
     assert codes == [0, 0], outputs
     assert (tmp_path / "checkpoints" / "step-00000008").is_dir()
+
+
+def _come_late(run: Run) -> None:
+    time.sleep(TIMEOUT + 1)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_comes_late_to_the_loop_is_waited_for(victim: int, data: Path, tmp_path: Path) -> None:
+    """Nobody watches yet; what a rank waits there is no silence of the other one."""
+    config = _config(data, tmp_path, **{"schedule.train_steps": 2})
+    codes, outputs, _ = _run(2, config, tmp_path, victim, _come_late, step=BEFORE_THE_LOOP)
+    assert codes == [0, 0], outputs
 
 
 def _die_before_a_child(run: Run) -> None:

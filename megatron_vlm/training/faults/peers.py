@@ -46,6 +46,10 @@ class Peer:
     def seconds_in_phase(self, now: float) -> float:
         return self.age + now - self.heard
 
+    def silent(self, now: float, timeout_s: float) -> bool:
+        """Whether it should have been heard by now; one that has not said anything yet has the time of its first phase."""
+        return now - self.heard > (timeout_s if self.pid else self.allowed_s)
+
     @property
     def place(self) -> str:
         waiting = f", in {self.collective}" if self.collective else ""
@@ -111,18 +115,19 @@ def accuse(guilty: Sequence[Peer], peers: Sequence[Peer]) -> tuple[Accused, ...]
     )
 
 
-def silent_text(peer: Peer, now: float) -> str:
+def silent_text(peer: Peer, now: float, listener: int) -> str:
+    """What rank `listener` says of a peer that it should have heard."""
     if not peer.pid:
-        return f"rank {peer.rank} never reported to rank 0"
+        return f"rank {peer.rank} never reported to rank {listener}"
     return f"{peer.name} gave no sign of life for {now - peer.heard:.1f} s; it was last seen {peer.place}"
 
 
 def find_fault(peers: Sequence[Peer], now: float, timeout_s: float) -> Verdict | None:
-    """The ranks that are silent for `timeout_s`; else those behind all others for longer than their phase may take."""
+    """Rank 0's view: the ranks that are silent for `timeout_s`; else those behind all others for longer than their phase may take."""
     here = [peer for peer in peers if not peer.left]
-    silent = [peer for peer in here if now - peer.heard > (timeout_s if peer.pid else peer.allowed_s)]
+    silent = [peer for peer in here if peer.silent(now, timeout_s)]
     if silent:
-        return Verdict("; ".join(silent_text(peer, now) for peer in silent), accuse(silent, here))
+        return Verdict("; ".join(silent_text(peer, now, 0) for peer in silent), accuse(silent, here))
     last = min((peer.count for peer in here), default=0)
     behind = [peer for peer in here if peer.count == last]
     overdue = [peer for peer in behind if peer.seconds_in_phase(now) > peer.allowed_s]

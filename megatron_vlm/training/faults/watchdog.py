@@ -69,7 +69,10 @@ class Watchdog:
             alone = os.environ.get("LOCAL_WORLD_SIZE", str(self.ranks)) == str(self.ranks)
             listener = socket.create_server(("127.0.0.1" if alone else "", 0), backlog=self.ranks)
             meeting = [(_addresses(alone), listener.getsockname()[1], secrets.token_hex(16))]
-        dist.broadcast_object_list(meeting, src=0)
+        dist.broadcast_object_list(meeting, src=0)  # waits for every rank, however long one takes to get here
+        for peer in self.peers:
+            peer.heard = time.monotonic()
+        self._ticked = time.monotonic()
         ready = threading.Event()
         addresses, port, token = meeting[0]
         work = self._lead(listener, token, ready) if listener else self._follow(addresses, port, token, ready)
@@ -161,8 +164,8 @@ class Watchdog:
             self._tick()
             now = time.monotonic()
             self._say({"kind": "beat", **beat(self.pulse, now)})
-            if not leader.left and now - leader.heard > self.config.timeout_s:
-                await self._conclude(Verdict(silent_text(leader, now), self._accuse_leader()))
+            if not leader.left and leader.silent(now, self.config.timeout_s):
+                await self._conclude(Verdict(silent_text(leader, now, self.rank), self._accuse_leader()))
             await _pause(stopping, self._interval)
         self._say({"kind": "bye"})
         await self._drain()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from megatron_vlm.training.faults.peers import Peer, Verdict, find_fault
+from megatron_vlm.training.faults.peers import Peer, Verdict, find_fault, silent_text
 
 NOW, TIMEOUT = 1000.0, 10.0
 
@@ -60,3 +60,10 @@ def test_a_rank_that_never_reported_has_the_time_of_a_start() -> None:
     verdict = find_fault([peer(0, 0, 20, allowed=60), Peer(1, NOW - 61, 60.0)], NOW, TIMEOUT)
     assert verdict is not None
     assert verdict.text == "rank 1 never reported to rank 0"
+
+
+def test_the_leader_too_has_the_time_of_a_start_before_its_first_word() -> None:
+    unheard, heard = Peer(0, NOW - 20, 60.0), peer(0, 0, 20, heard=20, allowed=60)
+    assert not unheard.silent(NOW, TIMEOUT)
+    assert heard.silent(NOW, TIMEOUT)
+    assert silent_text(unheard, NOW, 3) == "rank 0 never reported to rank 3"
