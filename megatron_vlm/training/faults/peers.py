@@ -123,7 +123,8 @@ def silent_text(peer: Peer, now: float, listener: int) -> str:
 
 
 def find_fault(peers: Sequence[Peer], now: float, timeout_s: float) -> Verdict | None:
-    """Rank 0's view: the ranks that are silent for `timeout_s`; else those behind all others for longer than their phase may take."""
+    """What rank 0 sees: the ranks that are silent for `timeout_s`; else those behind all others for longer than their phase
+    may take."""
     here = [peer for peer in peers if not peer.left]
     silent = [peer for peer in here if peer.silent(now, timeout_s)]
     if silent:
