@@ -21,6 +21,7 @@ from megatron_vlm.data.micro_batch_arrays import (
     Sizes,
     check_picture_rows,
 )
+from megatron_vlm.data.picture_input import PictureInput
 from megatron_vlm.ops.assemble import BatchBuffers, Segment, assemble_packs
 
 
@@ -66,9 +67,11 @@ class MicroBatch:
         return [value for value in self.__dict__.values() if isinstance(value, Tensor)]
 
     @property
-    def image_tokens(self) -> int | None:
-        """Placeholders of each picture; None without pictures, or where they have different numbers."""
-        return self.image_rows // self.pictures if self.pictures and self.sizes is None else None
+    def picture_input(self) -> PictureInput | None:
+        """Its pictures as the encoder takes them; None without any, and on ranks that do not read them."""
+        if not self.pictures or (self.pixels is None and self.features is None):
+            return None
+        return PictureInput(self.pictures, self.image_rows, self.pixels, self.sizes, self.features)
 
     def to(self, device: torch.device) -> MicroBatch:
         if device.type == "cpu":

@@ -21,6 +21,7 @@ from megatron.core import parallel_state
 from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 
+from megatron_vlm.data.picture_input import PictureInput
 from megatron_vlm.errors import DataError
 from megatron_vlm.evaluation.sampling import Sampling, next_tokens
 from megatron_vlm.evaluation.scorer import Scorer
@@ -175,14 +176,13 @@ class Generator:
         pictures = [picture for prompt in prompts for picture in prompt.pictures]
         if not pictures:
             return None
-        shape, device = self.scorer.shape, self.scorer.topology.device
+        shape, sizes = self.scorer.shape, None
         if shape.picture.native:
-            flat = torch.from_numpy(np.concatenate([picture.reshape(-1) for picture in pictures])).to(device)
-            sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
-            rows = self._model.encode_shapes(flat, sizes, rows_of(shape, pictures, len(pictures)))
-        else:
-            rows = self._model.encode_images(torch.from_numpy(np.stack(pictures)).to(device), shape.image_tokens)
-        return rows.to(self._hidden_dtype)
+            sizes = tuple((picture.shape[0], picture.shape[1]) for picture in pictures)
+        flat = np.stack(pictures) if sizes is None else np.concatenate([picture.reshape(-1) for picture in pictures])
+        pixels = torch.from_numpy(flat).to(self.scorer.topology.device)
+        shown = PictureInput(len(pictures), rows_of(shape, pictures, len(pictures)), pixels, sizes)
+        return self._model.encode_pictures(shown).to(self._hidden_dtype)
 
     def _forward(
         self, ids: Tensor, row_index: Tensor, rows: Tensor | None, begin: int, context: StaticInferenceContext

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -13,6 +11,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from megatron_vlm.config.parallel import VisionPlacement
+from megatron_vlm.data.picture_input import PictureInput
 from megatron_vlm.models.image_pool import pool_for, pool_rows, pool_shaped
 from megatron_vlm.models.projector import Projector
 from megatron_vlm.models.vision import VisionEncoder
@@ -34,164 +33,43 @@ class PictureEncoding(MegatronModule):
     _vision_width: int
     _row_width: int
 
-    def encode_images(
-        self,
-        pixels: Tensor,
-        image_tokens: int | None = None,
-        alone: bool = False,
-        context: dist.ProcessGroup | None = None,
-    ) -> Tensor:
-        """uint8 `[pictures, size, size, 3]` -> rows `[pictures * image_tokens, hidden]`.
+    def encode_pictures(self, shown: PictureInput, context: dist.ProcessGroup | None = None) -> Tensor:
+        """Rows `[shown.rows, hidden]` of pictures that all ranks which may share them call this with; all get all rows.
 
         Args:
-            image_tokens: how many rows a picture is to take, None: as many as the projector gives. Where it gives more,
-                squares of neighbouring ones are averaged.
-            alone: the rank encodes all of them, also where `parallel.vision` is data_first_stage.
-            context: a group of ranks that call this with the same pictures: they share them, and all get all rows.
+            context: a group of ranks with parts of one sequence; None: each puts all rows into its own.
 
         Raises:
-            ValueError: pictures that the encoder cannot take (`VisionEncoder.grid_of`), or rows that do not average to so
-                many (`image_pool.pool_for`).
+            ValueError: pictures that the encoder cannot take (`VisionEncoder.grid_of`), or placeholders to which their rows
+                do not average (`image_pool`).
         """
-        assert self.vision is not None
-        side = self.vision.grid_of(pixels) // self.vision.group
-        return self._square_rows(
-            lambda first, end: self._features(pixels[first:end], None), len(pixels), side, image_tokens, alone, context
-        )
-
-    def _square_rows(
-        self,
-        features: Callable[[int, int], Tensor],
-        pictures: int,
-        side: int,
-        image_tokens: int | None,
-        alone: bool,
-        context: dist.ProcessGroup | None,
-    ) -> Tensor:
-        """Of pictures that have `side` x `side` rows after the projector; `features(first, end)` are those of some."""
-        pool = 1 if image_tokens is None else pool_for(side, image_tokens)
-
-        def encode(first: int, end: int) -> Tensor:
-            assert self.projector is not None
-            return pool_rows(self.projector(features(first, end)), side, pool)
-
-        return self._shared_out(encode, [1] * pictures, [(side // pool) ** 2] * pictures, alone, context)
-
-    def encode_shapes(
-        self,
-        pixels: Tensor,
-        sizes: Sequence[tuple[int, int]],
-        rows: int | None = None,
-        alone: bool = False,
-        context: dist.ProcessGroup | None = None,
-    ) -> Tensor:
-        """Pictures that keep their aspect: uint8 `[bytes]`, one after another -> `[rows, hidden]`.
-
-        Args:
-            sizes: (height, width) in pixels of each picture, on whole rows.
-            rows: of all pictures together, None: as many as the projector gives. Where it gives more, squares of
-                neighbouring ones are averaged.
-            alone, context: as of `encode_images`.
-
-        Raises:
-            ValueError: rows that no averaging gives.
-        """
-        ends = [0, *itertools.accumulate(3 * height * width for height, width in sizes)]
-        return self._shaped_rows(
-            lambda first, end: self._features(pixels[ends[first] : ends[end]], sizes[first:end]), sizes, rows, alone, context
-        )
-
-    def _shaped_rows(
-        self,
-        features: Callable[[int, int], Tensor],
-        sizes: Sequence[tuple[int, int]],
-        rows: int | None,
-        alone: bool,
-        context: dist.ProcessGroup | None,
-    ) -> Tensor:
-        """Of pictures of these (height, width) in pixels; `features(first, end)` are those of some."""
-        assert self.vision is not None
-        side = self.vision.vision.patch_size * self.vision.group
-        sides = [(height // side, width // side) for height, width in sizes]
-        given = sum(down * across for down, across in sides)
-        pool = 1 if rows is None else math.isqrt(given // max(1, rows))
-        if rows is not None and pool * pool * rows != given:
-            raise ValueError(f"the projector gives {given} rows, whose squares average to no {rows}")
-        costs = [down * across for down, across in sides]
-
-        def encode(first: int, end: int) -> Tensor:
-            assert self.projector is not None
-            return pool_shaped(self.projector(features(first, end)), sides[first:end], pool)
-
-        return self._shared_out(encode, costs, [cost // pool**2 for cost in costs], alone, context)
-
-    def project_features(
-        self,
-        features: Tensor,
-        pictures: int,
-        sizes: Sequence[tuple[int, int]] | None = None,
-        alone: bool = False,
-        context: dist.ProcessGroup | None = None,
-    ) -> Tensor:
-        """Features that a frozen encoder gave before: bf16 `[rows, numbers of a row]` -> rows `[rows, hidden]`.
-
-        Args:
-            features: of all pictures, one after another, each picture's patches as the encoder orders them.
-            sizes: as of `encode_shapes`; None: all pictures are squares of as many patches.
-            alone, context: as of `encode_images`.
-
-        Raises:
-            ValueError: features that are no whole patches, or rows that no averaging gives.
-        """
-        assert self.vision is not None
-        group, count = self.vision.group, len(features)
-        patches = features.reshape(-1, self._vision_width).to(self.config.params_dtype)
-        if sizes is None:
-            each = len(patches) // pictures
-            side = math.isqrt(each) // group
-
-            def some(first: int, end: int) -> Tensor:
-                return patches[first * each : end * each].unsqueeze(0)
-
-            return self._square_rows(some, pictures, side, count // pictures, alone, context)
-        area = self.vision.vision.patch_size**2
-        ends = [0, *itertools.accumulate(height * width // area for height, width in sizes)]
-        return self._shaped_rows(
-            lambda first, end: patches[ends[first] : ends[end]].unsqueeze(0), sizes, count, alone, context
-        )
-
-    def _shared_out(
-        self,
-        encode: Callable[[int, int], Tensor],
-        costs: Sequence[int],
-        rows: Sequence[int],
-        alone: bool,
-        context: dist.ProcessGroup | None,
-    ) -> Tensor:
-        """`encode(first, end)` of all pictures, or of this rank's share, and what the others made of theirs."""
+        self._pool(shown)  # refused on all ranks, before any waits for another
         if context is None or context.size() == 1:
-            return self._shared_on_first_stage(encode, costs, rows, alone)
-        shares = picture_shares(costs, context.size())
+            return self._on_first_stage(shown)
+        shares = picture_shares(shown.costs, context.size())
         first, end = shares[context.rank()]
+        own = self._no_rows() if first == end else self._on_first_stage(shown.part(first, end))
+        return summed_rows(own, [shown.rows_of(*share) for share in shares], context)
 
-        def own(a: int, b: int) -> Tensor:
-            return encode(first + a, first + b)
+    def encode_alone(self, shown: PictureInput) -> Tensor:
+        """The same of pictures that no other rank encodes with this one.
 
-        part = (
-            self._no_rows() if first == end else self._shared_on_first_stage(own, costs[first:end], rows[first:end], alone)
-        )
-        return summed_rows(part, [sum(rows[a:b]) for a, b in shares], context)
+        Raises:
+            ValueError: as `encode_pictures`.
+        """
+        assert self.projector is not None
+        pool, sides = self._pool(shown), self._sides(shown)
+        rows = self.projector(self._features(shown))
+        return pool_rows(rows, sides[0][0], pool) if shown.sizes is None else pool_shaped(rows, sides, pool)
 
-    def _shared_on_first_stage(
-        self, encode: Callable[[int, int], Tensor], costs: Sequence[int], rows: Sequence[int], alone: bool
-    ) -> Tensor:
+    def _on_first_stage(self, shown: PictureInput) -> Tensor:
         group = parallel_state.get_tensor_model_parallel_group()
-        if alone or self._placement != "data_first_stage" or group.size() == 1:
-            return encode(0, len(costs))
-        shares = picture_shares(costs, group.size())
+        if self._placement != "data_first_stage" or group.size() == 1:
+            return self.encode_alone(shown)
+        shares = picture_shares(shown.costs, group.size())
         first, end = shares[group.rank()]
-        own = self._no_rows() if first == end else encode(first, end)
-        return gathered_rows(own, [sum(rows[a:b]) for a, b in shares], group)
+        own = self._no_rows() if first == end else self.encode_alone(shown.part(first, end))
+        return gathered_rows(own, [shown.rows_of(*share) for share in shares], group)
 
     def _no_rows(self) -> Tensor:
         """Of a rank that encoded nothing. They ask for a gradient where rows of others do: layers above go back to them, and
@@ -200,14 +78,41 @@ class PictureEncoding(MegatronModule):
         rows = next(self.projector.parameters()).new_empty(0, self._row_width)
         return rows.requires_grad_(torch.is_grad_enabled() and bool(self.picture_parameters()))
 
-    def _features(self, pixels: Tensor, sizes: Sequence[tuple[int, int]] | None) -> Tensor:
+    def _sides(self, shown: PictureInput) -> list[tuple[int, int]]:
+        """(rows, columns) that the projector gives of each picture; of one where all are alike."""
         assert self.vision is not None
-        features: Tensor
-        if any(p.requires_grad for p in self.vision.parameters()):
-            features = self.vision(pixels, sizes)
+        group = self.vision.group
+        if shown.sizes is not None:
+            side = self.vision.vision.patch_size * group
+            return [(height // side, width // side) for height, width in shown.sizes]
+        if shown.features is not None:
+            across = math.isqrt(shown.features.numel() // self._vision_width // shown.count)
         else:
-            with torch.no_grad():  # a frozen encoder keeps no graph
-                features = self.vision(pixels, sizes)
+            assert shown.pixels is not None
+            across = self.vision.grid_of(shown.pixels)
+        return [(across // group, across // group)]
+
+    def _pool(self, shown: PictureInput) -> int:
+        """Squares of so many rows a side of the projector become one placeholder."""
+        sides = self._sides(shown)
+        if shown.sizes is None:
+            return pool_for(sides[0][0], shown.rows // shown.count)
+        given = sum(down * across for down, across in sides)
+        pool = math.isqrt(given // max(1, shown.rows))
+        if pool * pool * shown.rows != given:
+            raise ValueError(f"the projector gives {given} rows, whose squares average to no {shown.rows}")
+        return pool
+
+    def _features(self, shown: PictureInput) -> Tensor:
+        """What the encoder gives of them, or gave before: `[pictures, patches, width]`, native ones in one row."""
+        if shown.features is not None:
+            patches = shown.features.reshape(1, -1, self._vision_width)
+            return patches.to(self.config.params_dtype)
+        assert self.vision is not None
+        assert shown.pixels is not None
+        learns = any(p.requires_grad for p in self.vision.parameters())
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):  # a frozen encoder keeps no graph
+            features: Tensor = self.vision(shown.pixels, shown.sizes)
         return features
 
     def picture_parameters(self) -> list[torch.nn.Parameter]:

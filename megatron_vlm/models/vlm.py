@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.data.picture_input import PictureInput
 from megatron_vlm.models.block_options import language_options
 from megatron_vlm.models.checkpoint_names import left_out
 from megatron_vlm.models.context_row import ContextRow
@@ -128,24 +128,13 @@ class VisionLanguageModel(PictureEncoding):
     def _decoder_input(
         self,
         tokens: Tensor,
-        pixels: Tensor | None,
         row_index: Tensor,
-        image_tokens: int | None,
-        sizes: Sequence[tuple[int, int]] | None,
-        image_rows: int | None,
-        picture_rows: Tensor | None,
-        features: Tensor | None,
-        pictures: int,
+        pictures: PictureInput | None,
+        rows: Tensor | None,
         context: dist.ProcessGroup | None,
     ) -> Tensor:
-        rows = picture_rows
-        if rows is None and features is not None and pictures:
-            rows = self.project_features(features, pictures, sizes, context=context)
-        elif rows is None and pixels is not None and pixels.size(0) > 0:
-            if sizes is None:
-                rows = self.encode_images(pixels, image_tokens, context=context)
-            else:
-                rows = self.encode_shapes(pixels, sizes, image_rows, context=context)
+        if rows is None and pictures is not None:
+            rows = self.encode_pictures(pictures, context)
         if rows is not None:
             rows = rows.to(self.language_model.embedding.word_embeddings.weight.dtype)
         x: Tensor = self.language_model.embed(tokens, rows, row_index)
@@ -161,14 +150,9 @@ class VisionLanguageModel(PictureEncoding):
         position_ids: Tensor,
         packed_seq_params: PackedSeqParams,
         labels: Tensor | None = None,
-        pixels: Tensor | None = None,
         row_index: Tensor | None = None,
-        image_tokens: int | None = None,
-        picture_sizes: Sequence[tuple[int, int]] | None = None,
-        image_rows: int | None = None,
+        pictures: PictureInput | None = None,
         picture_rows: Tensor | None = None,
-        features: Tensor | None = None,
-        pictures: int = 0,
     ) -> Tensor:
         """One micro-batch: a row of packed documents, or this context-parallel rank's part of one.
 
@@ -178,16 +162,11 @@ class VisionLanguageModel(PictureEncoding):
             packed_seq_params: document borders (`packed_row`), or those of a part (`ContextRow`): t is then of the part, and
                 pictures are those of the whole row, which its ranks share.
             labels: int64 `[1, t]`, or None for logits.
-            pixels: uint8 `[pictures, size, size, 3]`, or `[bytes]` with `picture_sizes`; used on the first stage only.
             row_index: int32 `[1, t]`, which row of the pictures stands at a position, -1 for words; needed on the first
                 stage.
-            image_tokens: rows (placeholders) that each picture takes, None: as many as the projector gives. Fewer are means
-                of squares of neighbouring ones.
-            picture_sizes: (height, width) in pixels of each picture where they keep their aspect; None: all are alike.
-            image_rows: placeholders of all pictures together, needed with `picture_sizes`.
-            picture_rows: `[image rows, h]`, of pictures that were encoded before; `pixels` are then not looked at.
-            features: bf16 `[image rows, numbers of a row]`, what the encoder gave for these `pictures` before, in place of
-                `pixels` (`project_features`).
+            pictures: those of the row, in reading order; used on the first stage only. Where they have fewer placeholders
+                than the projector gives rows, means of squares of neighbouring ones are taken.
+            picture_rows: `[image rows, h]`, of pictures that were encoded before; `pictures` are then not looked at.
 
         Returns:
             On the last stage the loss of each position `[1, t]`, or logits `[1, t, vocab / tp]` without labels; before it
@@ -195,15 +174,13 @@ class VisionLanguageModel(PictureEncoding):
 
         Raises:
             IndexError: on the CPU, a placeholder without a row or a word outside the vocabulary (`ops.fuse`).
-            ValueError: pictures or `image_tokens` that do not fit the encoder, as `encode_images`.
+            ValueError: pictures or placeholders that do not fit the encoder, as `encode_pictures`.
         """
         decoder_input = None
         if self.pre_process:
             assert row_index is not None
             context = packed_seq_params.group if isinstance(packed_seq_params, ContextRow) else None
-            decoder_input = self._decoder_input(
-                tokens, pixels, row_index, image_tokens, picture_sizes, image_rows, picture_rows, features, pictures, context
-            )
+            decoder_input = self._decoder_input(tokens, row_index, pictures, picture_rows, context)
         return self.language_model(
             input_ids=tokens,
             position_ids=position_ids,

@@ -34,11 +34,17 @@ def gather_rows(rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup) -
     longest = max(counts)
     if longest == 0:  # a group among several that share few pictures
         return rows
-    padded = rows.new_zeros(longest, rows.size(1))
-    padded[: len(rows)] = rows
-    whole = rows.new_empty(len(counts) * longest, rows.size(1))
-    dist.all_gather_into_tensor(whole, padded, group=group)
-    return torch.cat([whole[rank * longest : rank * longest + count] for rank, count in enumerate(counts)])
+    whole = rows.new_empty(len(counts), longest, rows.size(1))
+    dist.all_gather_into_tensor(whole.flatten(0, 1), _padded(rows, [len(rows)], longest).flatten(0, 1), group=group)
+    return torch.cat([part[:count] for part, count in zip(whole, counts, strict=True)])
+
+
+def _padded(rows: Tensor, counts: Sequence[int], longest: int) -> Tensor:
+    """`[sum(counts), h]` -> `[ranks, longest, h]`: each rank's rows, and zeros behind them."""
+    padded = rows.new_zeros(len(counts), longest, rows.size(1))
+    for rank, part in enumerate(rows.split(list(counts))):
+        padded[rank, : len(part)] = part
+    return padded
 
 
 class _GatheredRows(torch.autograd.Function):
@@ -82,11 +88,8 @@ def summed_rows(rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup) -
 def sum_rows(whole: Tensor, counts: Sequence[int], group: dist.ProcessGroup) -> Tensor:
     """The reverse of `gather_rows`: `[sum(counts), h]` of each rank -> this rank's rows `[counts[rank], h]` of their sum."""
     longest = max(counts)
-    padded = whole.new_zeros(len(counts), longest, whole.size(1))
-    for rank, part in enumerate(whole.split(list(counts))):
-        padded[rank, : len(part)] = part
     own = whole.new_empty(longest, whole.size(1))
-    dist.reduce_scatter_tensor(own, padded.view(-1, whole.size(1)), group=group)
+    dist.reduce_scatter_tensor(own, _padded(whole, counts, longest).flatten(0, 1), group=group)
     return own[: counts[dist.get_rank(group)]]
 
 
@@ -99,13 +102,7 @@ def scatter_rows(rows: Tensor | None, counts: Sequence[int], like: Tensor, group
     own = like.new_empty(longest, like.size(1))
     if longest == 0:
         return own
-    shares: list[Tensor] | None = None
-    if rows is not None:
-        shares = []
-        for part in rows.split(list(counts)):
-            padded = like.new_zeros(longest, like.size(1))
-            padded[: len(part)] = part
-            shares.append(padded)
+    shares = None if rows is None else list(_padded(rows.to(like), counts, longest))
     dist.scatter(own, shares, src=dist.get_global_rank(group, 0), group=group)
     return own[: counts[dist.get_rank(group)]]
 

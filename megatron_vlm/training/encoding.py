@@ -17,6 +17,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_vlm.data.micro_batch import MicroBatch
+from megatron_vlm.data.picture_input import PictureInput
 from megatron_vlm.models.vlm import VisionLanguageModel
 from megatron_vlm.parallel.picture_shares import gather_rows, picture_shares, scatter_rows, sum_gradients, sum_rows
 
@@ -43,7 +44,8 @@ class StepEncoding:
         self._learns = torch.is_grad_enabled() and bool(model.picture_parameters())
         for number in shown:
             batches[number].arrive()
-        self._own = self._encode([batches[number] for number in shown])
+        inputs = [batches[number].picture_input for number in shown]
+        self._own = self._encode(PictureInput.joined([pictures for pictures in inputs if pictures is not None]))
         whole = gather_rows(self._own.detach(), self._counts, self._group)
         if not first_stage:
             return
@@ -53,37 +55,18 @@ class StepEncoding:
         for number, part in zip(shown, whole.split(sizes), strict=True):
             self.rows[number] = part.detach().requires_grad_(self._learns)
 
-    def _encode(self, batches: Sequence[MicroBatch]) -> Tensor:
-        """This rank's share of all pictures of `batches`, which are alike in kind."""
-        native = batches[0].sizes is not None
-        if native:
-            sizes = [size for batch in batches for size in batch.sizes or ()]
-            costs = [height * width for height, width in sizes]
-            pool = sum(costs) // sum(batch.image_rows for batch in batches)  # pixels that become a row
-            rows = [cost // pool for cost in costs]
-        else:
-            each = batches[0].image_tokens
-            assert each is not None
-            sizes, rows = [], [each] * sum(batch.pictures for batch in batches)
-            costs = [1] * len(rows)
-        groups = picture_shares(costs, self._context.size())
-        self._context_counts = [sum(rows[first:end]) for first, end in groups]
-        begin, stop = groups[self._context.rank()]
-        shares = [(begin + first, begin + end) for first, end in picture_shares(costs[begin:stop], self._group.size())]
-        self._counts = [sum(rows[first:end]) for first, end in shares]
-        first, end = shares[self._group.rank()]
-        if first == end:
+    def _encode(self, shown: PictureInput) -> Tensor:
+        """This rank's share of them."""
+        groups = picture_shares(shown.costs, self._context.size())
+        self._context_counts = [shown.rows_of(*share) for share in groups]
+        ours = shown.part(*groups[self._context.rank()])
+        shares = picture_shares(ours.costs, self._group.size())
+        self._counts = [ours.rows_of(*share) for share in shares]
+        mine = ours.part(*shares[self._group.rank()])
+        if not mine.count:
             like = next(self._model.projector.parameters())  # type: ignore[union-attr]
             return like.new_empty(0, self._model.config.hidden_size)
-        if batches[0].features is not None:
-            features = torch.cat([batch.features for batch in batches if batch.features is not None])
-            part = features[sum(rows[:first]) : sum(rows[:end])]
-            return self._model.project_features(part, end - first, sizes[first:end] if native else None, alone=True)
-        pixels = torch.cat([batch.pixels for batch in batches if batch.pixels is not None])
-        if native:
-            part = pixels[3 * sum(costs[:first]) : 3 * sum(costs[:end])]
-            return self._model.encode_shapes(part, sizes[first:end], self._counts[self._group.rank()], alone=True)
-        return self._model.encode_images(pixels[first:end], each, alone=True)
+        return self._model.encode_alone(mine)
 
     def backward(self) -> None:
         """After the last micro-batch: gradients of the rows to the ranks that made them, and into the parameters."""

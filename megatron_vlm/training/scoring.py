@@ -126,11 +126,8 @@ def _forward(engine: Engine, batches: Sequence[ScoringBatch], vocab_size: int | 
             position_ids=batch.position_ids,
             packed_seq_params=batch.row,
             labels=batch.labels if vocab_size is None and core.post_process else None,
-            pixels=micro.pixels if core.pre_process else None,
             row_index=micro.row_index if core.pre_process else None,
-            image_tokens=micro.image_tokens if core.pre_process else None,
-            picture_sizes=micro.sizes if core.pre_process else None,
-            image_rows=micro.image_rows if core.pre_process else None,
+            pictures=micro.picture_input if core.pre_process else None,
         )
         return output, collect
 

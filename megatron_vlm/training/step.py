@@ -53,14 +53,9 @@ def _forward_part(
         position_ids=batch.position_ids,
         packed_seq_params=packed,
         labels=batch.labels if labels and core.post_process else None,
-        pixels=batch.pixels if core.pre_process else None,
         row_index=batch.row_index if core.pre_process else None,
-        image_tokens=batch.image_tokens if core.pre_process else None,
-        picture_sizes=batch.sizes if core.pre_process else None,
-        image_rows=batch.image_rows if core.pre_process else None,
+        pictures=batch.picture_input if core.pre_process else None,
         picture_rows=picture_rows if core.pre_process else None,
-        features=batch.features if core.pre_process else None,
-        pictures=batch.pictures,
     )
     return output
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from megatron_vlm.data.picture_input import PictureInput
 from megatron_vlm.models.image_pool import pool_for, pool_rows, pool_shaped
 from megatron_vlm.parallel import topology
 from megatron_vlm.training.engine import build_chunks, unwrap
@@ -66,9 +67,9 @@ def _neighbours(config: Any) -> tuple[list[int], float]:
     picture = torch.randint(0, 256, (1, 64, 64, 3), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
     changed = picture.clone()
     changed[:, 32:, :32] ^= 0x80
-    before, after = model.encode_images(picture, 4), model.encode_images(changed, 4)
+    before, after = (model.encode_pictures(PictureInput(1, 4, pixels)) for pixels in (picture, changed))
     side = 16 // config.model.projector.pixel_shuffle
-    planes = model.encode_images(picture).view(1, side, side, -1).permute(0, 3, 1, 2)
+    planes = model.encode_pictures(PictureInput(1, side**2, picture)).view(1, side, side, -1).permute(0, 3, 1, 2)
     expected = F.avg_pool2d(planes, side // 2).flatten(2)[0].T
     return (before != after).any(dim=1).nonzero().flatten().tolist(), float((before - expected).abs().max())
 

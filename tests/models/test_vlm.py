@@ -65,8 +65,8 @@ def _against_plain(config: Any) -> float:
     packed = forward_row(model, batch)[0]
     weights = dict(model.language_model.named_parameters())
     rows = weights["embedding.word_embeddings.weight"][batch.tokens[0]]
-    assert batch.pixels is not None
-    rows[batch.row_index[0] >= 0] = model.encode_images(batch.pixels)
+    assert batch.picture_input is not None
+    rows[batch.row_index[0] >= 0] = model.encode_pictures(batch.picture_input)
     worst, at = 0.0, 0
     for length in LENGTHS:
         labels = batch.labels[0, at : at + length]
@@ -87,8 +87,10 @@ def test_packed_losses_are_the_plain_decoders(name: str) -> None:
 def _wrong_pictures(config: Any, pictures: int) -> str:
     batch = _batch(config)
     assert batch.pixels is not None
+    rows = pictures * config.model.image_tokens
+    fewer = replace(batch, pixels=batch.pixels[:pictures], pictures=pictures, image_rows=rows)
     with pytest.raises(IndexError) as refusal:
-        forward_row(_model(config), replace(batch, pixels=batch.pixels[:pictures]))
+        forward_row(_model(config), fewer)
     return str(refusal.value)
 
 
