@@ -92,6 +92,7 @@ def _compare(first: Path, second: Path) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from megatron_vlm.cli.output_file import refuse_unwritable
     from megatron_vlm.cli.quiet import quiet_host_warnings
 
     quiet_host_warnings()
@@ -114,6 +115,8 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     if args.checkpoint is None:
         raise UserError("give a CHECKPOINT to evaluate, or --compare A B")
+    refuse_unwritable("--output", args.output)
+    refuse_unwritable("--markdown", args.markdown)
     tasks = [load_task(path) for path in task_files(args.task)]
     wanted = {}
     for item in args.naming:

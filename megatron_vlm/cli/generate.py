@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from megatron_vlm.cli.output_file import refuse_unwritable
     from megatron_vlm.cli.quiet import quiet_host_warnings
 
     quiet_host_warnings()
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from megatron_vlm.parallel.topology import shutdown, world_size_from_environment
     from megatron_vlm.training.checkpoint import checkpoint_config, find_checkpoint
 
+    refuse_unwritable("--output", args.output)
     if args.prompts and (args.prompt or args.image):
         raise UserError("give --prompts FILE, or --prompt and --image, not both")
     if not (args.prompts or args.prompt or args.image):

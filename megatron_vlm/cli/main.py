@@ -8,6 +8,7 @@ configuration overrides (`--section.field VALUE`) says `TAKES_OVERRIDES = True` 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -77,12 +78,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"megatron-vlm {args.verb}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the output goes to something like head, which has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain again at its end
+            return 141
+        said = _said(error)
+        if said is None:
+            raise
+        print(f"megatron-vlm {args.verb}: {said}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"megatron-vlm {args.verb}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the output goes to something like head, which has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain again at its end
-        return 141
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_UNUSABLE = (
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+)
+
+
+def _said(error: OSError) -> str | None:
+    """What a user can mend: a path that cannot be used, a disk that is full. None for anything else, such as a device that
+    fails: where it happened is in the traceback."""
+    if error.errno in _FULL:
+        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}; make room and run it again"
+    return f"{error.filename}: {error.strerror}" if error.filename and error.errno in _UNUSABLE else None
 
 
 if __name__ == "__main__":

@@ -240,15 +240,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _refuse_early(args: argparse.Namespace) -> None:
     """Before the work what would be found after it. Raises ConfigError for --max-lost and --summary that cannot be."""
+    from megatron_vlm.cli.output_file import refuse_unwritable
     from megatron_vlm.errors import ConfigError
 
     if not 0 <= args.max_lost <= 1:
         raise ConfigError(f"--max-lost is {args.max_lost}: give a share of the records, from 0 to 1, such as 0.1")
-    path: Path | None = args.summary
-    if path is None:
-        return
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"--summary {path} cannot be written: name a file in a folder that exists")
+    refuse_unwritable("--summary", args.summary)
 
 
 def build_options(args: argparse.Namespace) -> BuildOptions:

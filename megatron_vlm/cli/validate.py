@@ -26,10 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from megatron_vlm.cli.dataset_argument import byte_bar, checked_workers, dataset_prefix
+    from megatron_vlm.cli.output_file import refuse_unwritable
     from megatron_vlm.data import atomic_file
     from megatron_vlm.data.validation import bytes_to_read, validate_dataset
 
     workers = checked_workers(args.workers)
+    refuse_unwritable("--json", args.json)
     reports = []
     for prefix in map(dataset_prefix, args.prefixes):
         with byte_bar(bytes_to_read(prefix, args.quick), prefix.name) as advance:

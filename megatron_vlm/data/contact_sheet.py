@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from megatron_vlm.data.encoded_pictures.decoded import set_upright
+from megatron_vlm.data.encoded_pictures.picture_header import read_header
 from megatron_vlm.data.indexed_format import IMAGE_MODE
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.order import epoch_order
@@ -134,7 +136,8 @@ def _figure(entry: SheetEntry) -> str:
 
 
 def thumbnail(encoded: bytes, side: int) -> Image.Image | None:
-    """A picture with its longer side at most `side`, in RGB on white as training sees it; None if it does not decode."""
+    """A picture with its longer side at most `side`, upright and in RGB on white as training sees it; None if it does not
+    decode."""
     from PIL import Image
 
     try:
@@ -147,6 +150,8 @@ def thumbnail(encoded: bytes, side: int) -> Image.Image | None:
                     picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
                 picture = picture.convert("RGBA")
                 picture.thumbnail((side, side))
+                header = read_header(encoded)
+                picture = set_upright(picture, header.orientation if header is not None else 1)
                 return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     except Exception:  # decoders raise whatever they like on damaged input
         return None

@@ -149,8 +149,9 @@ class Tokenizer:
     def encode_flat(self, texts: Sequence[str], *, parallel: bool = False) -> FlatIds:
         """Token ids of all texts, one after another: uint32[ids], and where each text begins: int64[len(texts) + 1].
 
-        The ids are those of `encode`. gigatoken makes them where it can: it is opened and compared with the tokenizer's
-        own library on some hundred odd texts at the first call, and a RuntimeWarning says why when it is not used.
+        The ids are those of `encode`, but for texts with characters that one of two libraries is too old to know
+        (docs/data.md). gigatoken makes them where it can: it is opened and compared with the tokenizer's own library on
+        some hundred odd texts at the first call, and a RuntimeWarning says why when it is not used.
 
         Args:
             parallel: use all cores. Otherwise no thread is started, here or in the libraries, and workers may be forked.

@@ -94,6 +94,7 @@ def test_damage_ends_with_1_and_is_named(dataset: Path, tmp_path: Path, capsys: 
     [
         (["validate", "nothing"], "a dataset is named without suffix"),
         (["validate", "d", "--workers", "0"], "--workers is 0"),
+        (["validate", "d", "--json", "none/x.json"], "--json none/x.json cannot be written"),
         (["merge", "d", "nothing", "--output", "x"], "does not exist"),
         (["merge", "d", "--output", "d"], "is read here and cannot be written"),
         (["sample", "d", "--documents", "13", "--output", "x"], "12 documents, from which 13 cannot be drawn"),

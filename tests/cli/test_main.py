@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import re
 import subprocess
@@ -113,6 +114,35 @@ def test_a_defect_keeps_its_traceback(greet):
 
     greet.run = run
     with pytest.raises(KeyError, match="internal"):
+        cli.main(["greet", "Ada"])
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "/no/x.json"),
+            "/no/x.json: No such file or directory",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "/etc/x"), "/etc/x: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; make room and run it again"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_one_line_and_exit_2(greet, capsys, error, said):
+    def run(args):
+        raise error
+
+    greet.run = run
+    assert cli.main(["greet", "Ada"]) == 2
+    assert capsys.readouterr().err == f"megatron-vlm greet: {said}\n"
+
+
+def test_a_device_that_fails_keeps_its_traceback(greet):
+    def run(args):
+        raise OSError(errno.EIO, "Input/output error", "/data/x")
+
+    greet.run = run
+    with pytest.raises(OSError, match="Input/output"):
         cli.main(["greet", "Ada"])
 
 

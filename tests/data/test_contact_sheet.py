@@ -122,3 +122,21 @@ def test_thumbnails() -> None:
     assert deep.getpixel((0, 0)) == (156, 156, 156)
     assert thumbnail(encoded(Image.new("L", (3, 3), 9), "JPEG"), 10) is not None
     assert thumbnail(b"nothing", 10) is None
+
+
+def test_a_thumbnail_is_upright() -> None:
+    """A photograph taken with the camera turned: stored on its side, and EXIF says so."""
+    stored = Image.new("RGB", (40, 20), "white")
+    stored.paste((255, 0, 0), (0, 0, 20, 20))  # left as stored, above as shown
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    stored.save(stream, "JPEG", exif=exif, quality=95)
+    small = thumbnail(stream.getvalue(), 40)
+    assert small is not None
+    assert small.size == (20, 40)
+    above, below = small.getpixel((10, 5)), small.getpixel((10, 35))
+    assert isinstance(above, tuple)
+    assert isinstance(below, tuple)
+    assert above[1] < 40
+    assert below[1] > 215

@@ -13,7 +13,7 @@ from megatron_vlm.data.building import build, worker
 from megatron_vlm.data.building.options import BuildOptions
 from megatron_vlm.data.captions import CaptionChoice
 from megatron_vlm.data.indexed_reader import IndexedReader
-from megatron_vlm.data.preprocess import preprocess_image_text, preprocess_text
+from megatron_vlm.data.preprocess import preprocess_conversations, preprocess_image_text, preprocess_text
 from megatron_vlm.data.sequence_facts import open_sequence_facts
 from megatron_vlm.data.sources.opening import file_sha256
 from megatron_vlm.data.tokenizer import Tokenizer
@@ -186,6 +186,23 @@ def test_a_text_document_is_one_sequence(tokenizer: Tokenizer, tmp_path: Path, a
     assert [row.count(tokenizer.eod_id) for row in expected] == [len(ending)] * 2
     assert reader.metadata["quarantine"] == {"empty_text": 1}
     assert reader.metadata["kind"] == "text"
+
+
+@pytest.mark.parametrize("last", ["<|endoftext|>", None])
+def test_a_conversation_ends_with_one_eod(last: str | None, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Also where that is what its template puts behind every answer, as LLaVA's does with </s>."""
+    suffix = [{"special": last, "learnt": True}] if last else []
+    template = {"name": "own", "user": {}, "assistant": {"suffix": suffix, "learnt": True}}
+    (tmp_path / "own.json").write_text(json.dumps(template))
+    talk = [{"from": "human", "value": "red"}, {"from": "gpt", "value": "two circles"}]
+    (tmp_path / "talk.json").write_text(json.dumps([{"id": "1", "conversations": talk}]))
+    preprocess_conversations(
+        [str(tmp_path / "talk.json")], tmp_path / "d", tokenizer, template=str(tmp_path / "own.json"), images=[str(tmp_path)]
+    )
+    reader = IndexedReader(tmp_path / "d")
+    ids = np.concatenate([reader.tokens(sequence) for sequence in reader.document_sequences(0)])
+    assert int((ids == tokenizer.eod_id).sum()) == 1
+    assert ids[-1] == tokenizer.eod_id
 
 
 def test_workers_below_one_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:

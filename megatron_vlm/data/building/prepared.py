@@ -286,6 +286,7 @@ class Preparer:
         defect: Defect | None = None
         for document in item.documents:
             sequences: list[_Sequence] = []
+            ended = False
             for part in document:
                 if isinstance(part, _Stored):
                     sequences.append(_Sequence(IMAGE_MODE, (part.height, part.width), self._picture(part.encoded)))
@@ -294,6 +295,7 @@ class Preparer:
                     data: bytes | memoryview = self._special_token(part.text)
                 else:
                     data = flat[slice(*next(borders))]
+                ended = part.special and part.learnt and data == self.eod
                 if len(data):
                     _extend(sequences, (int(part.learnt), 0), [data])
             text_bytes = sum(s.size for s in sequences if s.mode == TEXT_MODE)
@@ -303,7 +305,7 @@ class Preparer:
             limit = self.options.max_tokens
             if limit is not None and tokens > limit:
                 defect = defect or (Reason.TOO_MANY_TOKENS, f"{tokens} tokens, and the limit is {limit}")
-            if self.options.append_eod:
+            if self.options.append_eod and not ended:  # a template's end of an answer may be that token
                 _extend(sequences, (1, 0), [self.eod])
             made.append((sequences, self._content(document)))
         if defect is not None:
