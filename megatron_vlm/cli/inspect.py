@@ -213,10 +213,9 @@ def describe_dataset(reader: IndexedReader) -> str:
         origin = dict(known["sampled_from"])
         lines.append(f"  sampled of {origin['prefix']}: {origin['documents']:,} documents, seed {origin['seed']}")
     for source in known.get("sources", []):
+        documents = f"{source['documents']:,} documents of " if "documents" in source else ""  # not known of some samples
         lines.append(
-            f"  source     {source['path']}: {source['documents']:,} documents of "
-            f"{source['records']:,} records, "
-            f"sha256 {source['sha256'][:16]}"
+            f"  source     {source['path']}: {documents}{source['records']:,} records, sha256 {source['sha256'][:16]}"
         )
     for reason, count in known.get("quarantine", {}).items():
         lines.append(f"  set aside  {count:,} {reason}")

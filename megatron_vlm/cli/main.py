@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -64,6 +65,7 @@ def build_parser(verb: str | None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Exit codes: 0 done, 1 the run failed, 2 bad arguments or input, others are the verb's own."""
+    _print_any_name()
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = next((a for a in argv if not a.startswith("-")), None)
     parser = build_parser(verb)
@@ -111,6 +113,13 @@ def _said(error: OSError) -> str | None:
     if error.errno in _FULL:
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}; make room and run it again"
     return f"{error.filename}: {error.strerror}" if error.filename and error.errno in _UNUSABLE else None
+
+
+def _print_any_name() -> None:
+    """Names of files need not be UTF-8, and terminals need not show all of Unicode: what cannot be printed is escaped, as
+    Python does on standard error, rather than end a command that has done its work."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_vlm.data import atomic_file
+from megatron_vlm.data.building.statistics import Statistics
 from megatron_vlm.data.byte_copy import ByteCopier
 from megatron_vlm.data.checksums import describe_checksums, file_digests
 from megatron_vlm.data.indexed_format import (
@@ -28,6 +29,7 @@ from megatron_vlm.data.indexed_format import (
 )
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.indexed_writer import refuse_foreign_metadata
+from megatron_vlm.data.kept_features.feature_facts import FEATURES
 from megatron_vlm.data.picture_size import shown_size
 from megatron_vlm.data.sequence_facts import open_sequence_facts
 from megatron_vlm.errors import DataError
@@ -74,6 +76,15 @@ class CopyCounts:
     images: int
     data_bytes: int
 
+    def describe(self) -> dict[str, int]:
+        """As NAME.json has them."""
+        return {
+            "documents": self.documents,
+            "sequences": self.sequences,
+            "tokens": self.tokens,
+            "images": self.images,
+        }
+
 
 def count_selected(selections: Sequence[Selection]) -> CopyCounts:
     """One pass over the index of the selected documents. Raises DataError where an index is damaged."""
@@ -108,7 +119,7 @@ def copy_documents(
         output: prefix of the new dataset, which replaces one that is there.
         selections: of datasets that agree in dtype and in whether they are multimodal.
         counts: `count_selected` of them.
-        metadata: for NAME.json, but for the checksums, which are made here.
+        metadata: for NAME.json, but for what is known here: counts, histograms and checksums.
         quarantine: .quarantine.jsonl files that are put together into the new one; missing ones are passed over.
         workers: threads that hash; the cores by default.
         advance: called with numbers of bytes that add up to `counts.data_bytes` twice: written, then hashed.
@@ -118,10 +129,11 @@ def copy_documents(
 
     Raises:
         DataError: `output` is one of the datasets that are read, its NAME.json belongs to something else, an index is
-            damaged, or the disk is full or otherwise fails.
+            damaged, a dataset holds features, or the disk is full or otherwise fails.
     """
     paths = dataset_paths(output)
     _refuse_own_input(paths, selections)
+    _refuse_features(selections)
     refuse_foreign_metadata(paths.metadata)
     finals = (paths.data, paths.sequences, paths.quarantine, paths.metadata, paths.index)
     try:
@@ -129,7 +141,8 @@ def copy_documents(
         _write_data(atomic_file.partial_path(paths.data), selections, advance)
         with open(atomic_file.partial_path(paths.index), "wb") as index:
             _write_index(index, selections, counts)
-        facts = _write_facts(atomic_file.partial_path(paths.sequences), selections, counts)
+        statistics = Statistics()
+        facts = _write_facts(atomic_file.partial_path(paths.sequences), selections, counts, statistics)
         rejected = _join(atomic_file.partial_path(paths.quarantine), quarantine)
         digests = {
             "bin": file_digests(atomic_file.partial_path(paths.data), workers=workers, advance=advance),
@@ -137,17 +150,14 @@ def copy_documents(
         }
         if facts:
             digests["sequences"] = file_digests(atomic_file.partial_path(paths.sequences), workers=workers)
-        known = {**metadata, "checksums": describe_checksums(digests)}
-        # From here until the last rename there is no dataset at this name, rather than half of two of them.
-        paths.index.unlink(missing_ok=True)
-        atomic_file.commit(paths.data)
-        for final, written in ((paths.sequences, facts), (paths.quarantine, rejected)):
-            if written:
-                atomic_file.commit(final)
-            else:
-                final.unlink(missing_ok=True)  # it described the dataset that was here before
-        atomic_file.write_text(paths.metadata, json.dumps(known, indent=2, ensure_ascii=False) + "\n")
-        atomic_file.commit(paths.index)
+        counted = {**counts.describe(), "histograms": statistics.describe()}
+        known = {**metadata, **counted, "checksums": describe_checksums(digests)}
+        atomic_file.write_aside(paths.metadata, json.dumps(known, indent=2, ensure_ascii=False) + "\n")
+        optional = {paths.sequences: facts, paths.quarantine: rejected}
+        written = [final for final, there in optional.items() if there]
+        stale = [final for final, there in optional.items() if not there]  # of the dataset that was here before
+        # Between the first and the last rename there is no dataset at this name, rather than half of two of them.
+        atomic_file.commit_together([paths.data, *written, paths.metadata, paths.index], stale)
     except BaseException as error:
         for final in finals:
             atomic_file.discard(final)
@@ -162,6 +172,17 @@ def _refuse_own_input(paths: IndexedPaths, selections: Sequence[Selection]) -> N
         given = dataset_paths(selection.reader.prefix)
         if paths.data.exists() and paths.data.samefile(given.data):
             raise DataError(f"{paths.data} is read here and cannot be written at the same time: choose another output")
+
+
+def _refuse_features(selections: Sequence[Selection]) -> None:
+    """They are of all pictures of one dataset, and their NAME.json counts these."""
+    for selection in selections:
+        prefix = selection.reader.prefix
+        if selection.reader.metadata.get("kind") == FEATURES:
+            raise DataError(
+                f"{prefix} holds features of a dataset's pictures, which fit that dataset alone: merge or sample the "
+                "dataset, and run megatron-vlm encode on what comes out"
+            )
 
 
 def _write_data(partial: Path, selections: Sequence[Selection], advance: Advance | None) -> None:
@@ -216,10 +237,16 @@ def _write_index(index: BinaryIO, selections: Sequence[Selection], counts: CopyC
             index.write(reader.modes[numbers].tobytes())
 
 
-def _write_facts(partial: Path, selections: Sequence[Selection], counts: CopyCounts) -> bool:
-    """The sidecar, where any of the datasets has one; whether it was written. Rows that are missing are made."""
+def _write_facts(partial: Path, selections: Sequence[Selection], counts: CopyCounts, statistics: Statistics) -> bool:
+    """The sidecar, where any of the datasets has one; whether it was written. Rows that are missing are made.
+
+    All documents are added to `statistics`.
+    """
     known = [open_sequence_facts(selection.reader.prefix, selection.reader.sequence_count) for selection in selections]
     if all(facts is None for facts in known):
+        for selection in selections:
+            for per_document, numbers in selection.parts():
+                _add_statistics(statistics, selection.reader, per_document, numbers, None)
         return False
     header = io.BytesIO()
     shape = (counts.sequences, 2)
@@ -227,10 +254,21 @@ def _write_facts(partial: Path, selections: Sequence[Selection], counts: CopyCou
     with open(partial, "wb") as stream:
         stream.write(header.getvalue())
         for selection, facts in zip(selections, known, strict=True):
-            for _, numbers in selection.parts():
+            for per_document, numbers in selection.parts():
                 rows = _made_facts(selection.reader, numbers) if facts is None else np.asarray(facts[numbers])
                 stream.write(rows.astype("<i4").tobytes())
+                _add_statistics(statistics, selection.reader, per_document, numbers, rows)
     return True
+
+
+def _add_statistics(
+    statistics: Statistics,
+    reader: IndexedReader,
+    per_document: npt.NDArray[np.int64],
+    sequences: npt.NDArray[np.int64],
+    facts: npt.NDArray[np.int32] | None,
+) -> None:
+    statistics.add(reader.sequence_lengths[sequences], reader.modes[sequences], facts, per_document)
 
 
 def _made_facts(reader: IndexedReader, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:

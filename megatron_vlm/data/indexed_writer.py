@@ -219,20 +219,18 @@ class IndexedWriter:
             return
         self.prepare()
         assert self._hashes is not None
-        replaced = self._paths.index.exists()
-        # From here until the last rename there is no dataset at this name, rather than half of two of them.
-        self._paths.index.unlink(missing_ok=True)
-        atomic_file.commit(self._paths.data)
-        if self._facts is not None:
-            atomic_file.commit(self._paths.sequences)
-        else:
-            self._paths.sequences.unlink(missing_ok=True)
+        paths = self._paths
+        finals: list[Path] = [paths.data]
+        stale: list[Path] = []
+        (stale if self._facts is None else finals).append(paths.sequences)
         if metadata is not None:
             known = {**metadata, "checksums": describe_checksums(self._hashes)}
-            atomic_file.write_text(self._paths.metadata, json.dumps(known, indent=2, ensure_ascii=False) + "\n")
-        elif replaced:
-            self._paths.metadata.unlink(missing_ok=True)  # it described the dataset that was here before
-        atomic_file.commit(self._paths.index)
+            atomic_file.write_aside(paths.metadata, json.dumps(known, indent=2, ensure_ascii=False) + "\n")
+            finals.append(paths.metadata)
+        elif paths.index.exists():
+            stale.append(paths.metadata)  # it described the dataset that was here before
+        # Between the first and the last rename there is no dataset at this name, rather than half of two of them.
+        atomic_file.commit_together([*finals, paths.index], stale)
         self._closed = True
 
     def abort(self) -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_vlm import __version__
-from megatron_vlm.data.document_copy import CopyCounts, Selection, copy_documents, count_selected
+from megatron_vlm.data.document_copy import Selection, copy_documents, count_selected
 from megatron_vlm.data.indexed_format import dataset_paths
 from megatron_vlm.data.indexed_reader import IndexedReader
+from megatron_vlm.data.source_rows import merged_rows, source_rows
 from megatron_vlm.errors import ConfigError, DataError
 
 #: what is of the copy and not of what it was copied from
-_OWN_FIELDS = {"tool", "tool_version", "kind", "documents", "tokens", "images", "quarantine", "sources", "checksums"} | {
-    "merged_from",
-    "sampled_from",
+_COPIED = {"documents", "sequences", "tokens", "images", "histograms", "checksums"}
+_OWN_FIELDS = _COPIED | {
+    *("tool", "tool_version", "kind", "shard", "run", "runs", "quarantine", "filtered", "sources"),
+    *("merged_from", "sampled_from"),
 }
+#: what a run counted of its records, which no document tells
+_RUN_COUNTS = ("quarantine", "filtered")
 
 
 def merge_datasets(
@@ -56,8 +62,8 @@ def merge_datasets(
     counts = count_selected(selections)
     if total is not None:
         total(2 * counts.data_bytes)
-    metadata = merged_metadata(readers, counts)
-    quarantine = [dataset_paths(reader.prefix).quarantine for reader in readers]
+    metadata = merged_metadata(readers)
+    quarantine = [dataset_paths(reader.prefix).quarantine for reader in _of_other_runs(readers)]
     return copy_documents(output, selections, counts, metadata, quarantine=quarantine, workers=workers, advance=advance)
 
 
@@ -68,14 +74,11 @@ def tokenizer_fingerprint(metadata: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def merged_metadata(readers: Sequence[IndexedReader], counts: CopyCounts) -> dict[str, Any]:
-    """NAME.json of datasets together: counts of the index, sources one after another, and else what all agree on."""
+def merged_metadata(readers: Sequence[IndexedReader]) -> dict[str, Any]:
+    """NAME.json of datasets together, but for what `copy_documents` counts: the runs that they came of, each once, each
+    source once, and else what all agree on."""
     known = [reader.metadata for reader in readers]
-    rejected: Counter[str] = Counter()
-    for metadata in known:
-        for reason, count in _mapping(metadata.get("quarantine")).items():
-            if isinstance(count, int):
-                rejected[reason] += count
+    runs = {name: counts for reader in readers for name, counts in runs_of(reader).items()}
     kinds = {str(metadata.get("kind")) for metadata in known if metadata}
     shared = {
         name: value
@@ -90,14 +93,46 @@ def merged_metadata(readers: Sequence[IndexedReader], counts: CopyCounts) -> dic
         "tool": "megatron_vlm",
         "tool_version": __version__,
         "kind": kinds.pop() if len(kinds) == 1 else "merged",
-        "documents": counts.documents,
-        "tokens": counts.tokens,
-        "images": counts.images,
         **shared,
         "merged_from": origins,
-        "quarantine": dict(sorted(rejected.items())),
-        "sources": [source for metadata in known for source in _rows(metadata.get("sources"))],
+        "runs": runs,
+        **{name: _added(counts[name] for counts in runs.values()) for name in _RUN_COUNTS},
+        "sources": merged_rows(row for metadata in known for row in source_rows(metadata)),
     }
+
+
+def runs_of(reader: IndexedReader) -> dict[str, dict[str, dict[str, int]]]:
+    """What each run of `preprocess` that a dataset came of counted as "quarantine" and "filtered".
+
+    Runs that counted nothing are left out. A dataset that names no run is taken for one of its own.
+    """
+    known = reader.metadata
+    told = _mapping(known["runs"]) if "runs" in known else {str(known.get("run") or _digest(known)): known}
+    counted = {name: {kind: _added([_mapping(run).get(kind)]) for kind in _RUN_COUNTS} for name, run in told.items()}
+    return {name: counts for name, counts in counted.items() if any(counts.values())}
+
+
+def _digest(metadata: Mapping[str, Any]) -> str:
+    """Of all that is known of a dataset, its checksums included."""
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+
+
+def _of_other_runs(readers: Sequence[IndexedReader]) -> Iterator[IndexedReader]:
+    """Those that came of a run that none before them did: the others' records that could not be used are there already."""
+    seen: set[str] = set()
+    for reader in readers:
+        runs = runs_of(reader).keys()
+        if not runs or not runs <= seen:
+            yield reader
+        seen |= runs
+
+
+def _added(counts: Iterable[Any]) -> dict[str, int]:
+    """Counts by reason, added; what is no count is passed over."""
+    total: Counter[str] = Counter()
+    for by_reason in counts:
+        total.update({reason: n for reason, n in _mapping(by_reason).items() if isinstance(n, int)})
+    return dict(sorted(total.items()))
 
 
 def _refuse_other_kinds(readers: Sequence[IndexedReader]) -> None:
@@ -132,7 +167,3 @@ def _refuse_other_tokenizers(readers: Sequence[IndexedReader]) -> None:
 
 def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _rows(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []

@@ -11,10 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_vlm import __version__
-from megatron_vlm.data.document_copy import CopyCounts, Selection, copy_documents, count_selected
+from megatron_vlm.data.document_copy import Selection, copy_documents, count_selected
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.order import epoch_order
+from megatron_vlm.data.source_rows import drawn_rows
 from megatron_vlm.errors import ConfigError
+
+#: what is true of the dataset that is drawn from, and not of what is drawn
+_NOT_OF_A_SAMPLE = ("shard", "run", "runs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,21 +87,23 @@ def sample_dataset(
     counts = count_selected([selection])
     if total is not None:
         total(2 * counts.data_bytes)
-    metadata = _metadata(reader, counts, {"drawn": size.as_json(), "seed": seed})
+    metadata = _metadata(selection, {"drawn": size.as_json(), "seed": seed})
     return copy_documents(output, [selection], counts, metadata, workers=workers, advance=advance)
 
 
-def _metadata(reader: IndexedReader, counts: CopyCounts, drawn: dict[str, Any]) -> dict[str, Any]:
-    """That of the dataset, with the sample's counts. What was set aside was set aside from the dataset, not from this."""
+def _metadata(selection: Selection, drawn: dict[str, Any]) -> dict[str, Any]:
+    """That of the dataset, but for what `copy_documents` counts. What was set aside or filtered out was so from the dataset,
+    not from this."""
+    reader = selection.reader
+    kept = {name: value for name, value in reader.metadata.items() if name not in _NOT_OF_A_SAMPLE}
     origin = {"prefix": str(reader.prefix), "documents": reader.document_count, "fingerprint": reader.fingerprint, **drawn}
     return {
         "kind": "sample",
-        **reader.metadata,
+        **kept,
         "tool": "megatron_vlm",
         "tool_version": __version__,
-        "documents": counts.documents,
-        "tokens": counts.tokens,
-        "images": counts.images,
         "sampled_from": origin,
         "quarantine": {},
+        "filtered": {},
+        "sources": drawn_rows(reader, selection.documents),
     }

@@ -17,8 +17,9 @@ from megatron_vlm.data.tokenizer import Tokenizer
 from megatron_vlm.errors import DataError
 
 SHOWN_IDS = 16
-#: what would move a terminal's cursor or change its colours, and what turns the reading direction around
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+#: what would move a terminal's cursor or change its colours, what turns the reading direction around, and bytes of a file's
+#: name that are no text
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,8 @@ def in_bytes(size: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that does nothing to a terminal but show: control characters become visible, line breaks and tabs stay."""
+    """Text that does nothing to a terminal but show: control characters and halves of surrogate pairs become visible, line
+    breaks and tabs stay."""
     return _CONTROL.sub(lambda found: _visible(ord(found.group())), text)
 
 

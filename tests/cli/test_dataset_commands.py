@@ -69,6 +69,16 @@ def test_merge_sample_and_validate(dataset: Path, tmp_path: Path, capsys: Captur
     assert shown_summary.count("merged of") == 2
 
 
+def test_a_source_whose_documents_are_not_known(tmp_path: Path, capsys: Capture) -> None:
+    row = {"path": "caf\udce9.jsonl", "records": 3, "sha256": "f" * 64}
+    with IndexedWriter(tmp_path / "d") as writer:
+        writer.finalize({"tool_version": "0", "kind": "text", "sources": [row, {**row, "documents": 2}]})
+    assert main(["inspect", str(tmp_path / "d")]) == 0
+    shown = capsys.readouterr().out
+    assert "source     caf\\udce9.jsonl: 3 records, sha256" in shown
+    assert "source     caf\\udce9.jsonl: 2 documents of 3 records, sha256" in shown
+
+
 def test_damage_ends_with_1_and_is_named(dataset: Path, tmp_path: Path, capsys: Capture) -> None:
     assert main(["merge", str(dataset), "--output", str(tmp_path / "copy")]) == 0
     content = bytearray((tmp_path / "copy.bin").read_bytes())

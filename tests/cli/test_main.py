@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -162,3 +163,18 @@ def test_a_reader_that_has_read_enough_is_no_error():
     process.stdout.close()  # as head does after its lines
     said = process.stderr.read()
     assert (process.wait(), said) == (141, "")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_cannot_be_printed_is_escaped(encoding):
+    code = """if True:
+        import types
+        from megatron_vlm.cli import main as cli
+        told = types.SimpleNamespace(__doc__="", add_arguments=lambda parser: None)
+        told.run = lambda args: print("caf\\udce9") or 0
+        cli.importlib = types.SimpleNamespace(import_module=lambda name: told)
+        print(cli.main(["inspect"]))
+    """
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
+    assert result.stdout == b"caf\\udce9\n0\n"

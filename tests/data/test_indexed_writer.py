@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from megatron_vlm.data import atomic_file
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.indexed_writer import IndexedWriter
 from megatron_vlm.errors import DataError
@@ -53,10 +55,14 @@ def test_a_failure_between_the_renames_leaves_no_dataset(tmp_path: Path, monkeyp
     """An old index must never describe new data."""
     write(tmp_path / "d", [1, 2, 3])
 
-    def no_space(*_: object) -> None:
-        raise OSError("no space left on device")
+    own = atomic_file.commit
 
-    monkeypatch.setattr("megatron_vlm.data.indexed_writer.atomic_file.write_text", no_space)
+    def no_space(final: Path) -> None:
+        if final.suffix == ".json":
+            raise OSError("no space left on device")
+        own(final)
+
+    monkeypatch.setattr(atomic_file, "commit", no_space)
     writer = IndexedWriter(tmp_path / "d")
     writer.add_text([9, 9, 9])
     writer.end_document()
@@ -65,6 +71,25 @@ def test_a_failure_between_the_renames_leaves_no_dataset(tmp_path: Path, monkeyp
     writer.abort()
     assert not (tmp_path / "d.idx").exists()
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_metadata_that_cannot_be_written_keeps_the_dataset_that_was_there(tmp_path: Path) -> None:
+    write(tmp_path / "d", [1, 2, 3])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    writer = IndexedWriter(tmp_path / "d", facts=True)
+    writer.add_text([9])
+    writer.end_document()
+    with pytest.raises(TypeError):
+        writer.finalize({**METADATA, "settings": object()})
+    writer.abort()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_metadata_may_name_a_file_that_is_no_utf8(tmp_path: Path) -> None:
+    known = {**METADATA, "sources": [{"path": os.fsdecode(b"caf\xe9.jsonl")}]}
+    with IndexedWriter(tmp_path / "d") as writer:
+        writer.finalize(known)
+    assert IndexedReader(tmp_path / "d").metadata.items() >= known.items()
 
 
 def test_metadata_of_a_replaced_dataset_goes_with_it(tmp_path: Path) -> None:

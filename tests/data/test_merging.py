@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -200,3 +201,80 @@ def test_nothing_is_left_of_a_merge_that_fails(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(DataError, match="out.bin cannot be written: .*No space left.*free some space"):
         merge_datasets([base], tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def run_of(run: str | None, **counts: Any) -> dict[str, Any]:
+    return {"quarantine": {}, "filtered": {}, **({} if run is None else {"run": run}), **counts}
+
+
+def test_every_number_is_of_the_documents_together(tmp_path: Path) -> None:
+    one = write(tmp_path / "one", [[[5], [6, 7]]], sequences=2, histograms={"tokens_a_document": {"2-3": 1}}, shard=0)
+    two = write(tmp_path / "two", [[b"p", [8]], []], sequences=2, histograms={"tokens_a_document": {"2-3": 1}}, shard=0)
+    known = merge_datasets([one, two], tmp_path / "both")
+    assert known["sequences"] == 4
+    tokens, images = {"0": 1, "1": 1, "2-3": 1}, {"0": 2, "1": 1}
+    assert known["histograms"] == {"tokens_a_document": tokens, "images_a_document": images}  # no file says the sides
+    assert "shard" not in known
+    np.save(f"{two}.sequences.npy", np.array([[9, 17], [1, 0]], np.int32))
+    known = merge_datasets([one, two], tmp_path / "both")
+    assert known["histograms"]["longer_side_of_a_picture"] == {"16-31": 1}
+
+
+def test_a_run_is_counted_once(tmp_path: Path) -> None:
+    """Also where datasets that were merged already share one."""
+    runs: dict[str, dict[str, Any]] = {
+        "a": run_of("a", quarantine={"x": 3}, filtered={"small_image": 2}),
+        "b": run_of("b", quarantine={"x": 1, "y": 1}),
+        "c": run_of("c", filtered={"small_image": 5}),
+    }
+    names = ["a", "a", "b", "c"]
+    prefixes = [write(tmp_path / f"d{i}", [[[i]]], **runs[name]) for i, name in enumerate(names)]
+    for prefix, name in zip(prefixes, names, strict=True):
+        Path(f"{prefix}.quarantine.jsonl").write_text(f'{{"run": "{name}"}}\n')
+    merge_datasets(prefixes[:2], tmp_path / "aa")
+    merge_datasets(prefixes[1:3], tmp_path / "ab")
+    nested = merge_datasets([tmp_path / "aa", tmp_path / "ab", prefixes[3]], tmp_path / "nested")
+    at_once = merge_datasets(prefixes, tmp_path / "all")
+    for known in (nested, at_once):
+        assert known["quarantine"] == {"x": 4, "y": 1}
+        assert known["filtered"] == {"small_image": 7}
+        assert known["runs"] == {name: {kind: runs[name][kind] for kind in ("quarantine", "filtered")} for name in "abc"}
+    lines = (tmp_path / "all.quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["run"] for line in lines] == ["a", "b", "c"]
+
+
+def test_datasets_that_name_no_run_are_of_one_each(tmp_path: Path) -> None:
+    prefixes = [write(tmp_path / str(i), [[[i]]], **run_of(None, filtered={"small_image": 2})) for i in range(2)]
+    assert merge_datasets(prefixes, tmp_path / "both")["filtered"] == {"small_image": 4}
+
+
+def test_a_source_is_named_once(tmp_path: Path) -> None:
+    rows = [{"path": "a", "sha256": "f", "records": 9, "documents": number, "quarantined": 1} for number in (2, 3)]
+    prefixes = [write(tmp_path / str(i), [[[i]]], sources=[row]) for i, row in enumerate(rows)]
+    assert merge_datasets(prefixes, tmp_path / "both")["sources"] == [{**rows[0], "documents": 5}]
+
+
+def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+    prefix = write(tmp_path / os.fsdecode(b"caf\xe9"), [[[5]]])
+    known = merge_datasets([prefix], tmp_path / "out")
+    assert known["merged_from"][0]["prefix"] == str(prefix)
+    assert IndexedReader(tmp_path / "out").metadata == known
+
+
+def test_metadata_that_cannot_be_written_keeps_the_dataset_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, _ = write(tmp_path / "base", [[[5]]]), write(tmp_path / "out", [[[6]]], quarantine={})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(document_copy, "describe_checksums", lambda _: object())
+    with pytest.raises(TypeError):
+        merge_datasets([base], tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_features_are_refused(tmp_path: Path) -> None:
+    with IndexedWriter(tmp_path / "f", np.uint16) as writer:
+        writer.finalize({"tool_version": "0", "kind": "features", "pictures": 0})
+    with pytest.raises(DataError, match=r"f holds features of a dataset's pictures.*run megatron-vlm encode"):
+        merge_datasets([tmp_path / "f"], tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))

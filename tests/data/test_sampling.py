@@ -75,6 +75,27 @@ def test_a_sample_is_part_of_the_dataset_in_its_order(dataset: Path, tmp_path: P
         assert facts[row].tolist() == ([number, 7] if number % 4 == 0 else [number % 2, 0]), document
 
 
+def test_every_number_is_of_the_sample(tmp_path: Path) -> None:
+    rows = [{"path": name, "sha256": name, "records": 12, "quarantined": 2, "documents": 10} for name in "ab"]
+    run = {"run": "r", "quarantine": {"x": 4}, "filtered": {"y": 1}, "sources": rows}
+    with IndexedWriter(tmp_path / "d") as writer:
+        for number in range(20):
+            for _ in range(number):
+                writer.add_text([number])
+            writer.end_document()
+        stale = {"sequences": 190, "histograms": {"tokens_a_document": {"8-15": 20}}, "shard": 3}
+        writer.finalize({"tool_version": "0", "kind": "text", **stale, **run})
+    reader = IndexedReader(tmp_path / "d")
+    known = sample_dataset(tmp_path / "d", tmp_path / "s", SampleSize(documents=5))
+    numbers = draw_documents(reader, SampleSize(documents=5), 0)
+    assert known["sequences"] == IndexedReader(tmp_path / "s").sequence_count == numbers.sum()
+    assert sum(known["histograms"]["tokens_a_document"].values()) == 5
+    assert (known["quarantine"], known["filtered"]) == ({}, {})
+    assert not {"run", "runs", "shard"} & known.keys()
+    drawn = [int((numbers < 10).sum()), int((numbers >= 10).sum())]
+    assert known["sources"] == [{**row, "documents": number} for row, number in zip(rows, drawn, strict=True)]
+
+
 def test_seeds_and_sizes(dataset: Path, tmp_path: Path) -> None:
     contents = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):

@@ -64,6 +64,7 @@ def test_control_characters_only_show() -> None:
     assert printable("a\tb\nc") == "a\tb\nc"
     assert printable("\x1b[31mred\x07\r\x7f") == "\u241b[31mred\u2407\u240d\u2421"
     assert printable("\u202egnp.exe\x9b") == "\\u202egnp.exe\\u009b"
+    assert printable("caf\udce9") == "caf\\udce9"
 
 
 def test_sizes() -> None:

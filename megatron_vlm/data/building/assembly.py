@@ -31,13 +31,14 @@ def output_prefixes(prefix: Path, part: str, shard: int | None) -> Path:
 
 @dataclass
 class Output:
-    """A dataset that was written."""
+    """A dataset that was written. `documents_of` counts its documents by the number of the part that they are of."""
 
     prefix: Path
     part: str
     shard: int | None
     writer: IndexedWriter
     statistics: Statistics = field(default_factory=Statistics)
+    documents_of: Counter[int] = field(default_factory=Counter)
 
 
 class Assembly:
@@ -72,6 +73,7 @@ class Assembly:
         lengths, modes, facts, counts = (columns[name] for name in ("lengths", "modes", "facts", "sequences"))
         output.writer.adopt(part.data_path, part.counts.digests, lengths, modes, facts, counts)
         output.statistics.add(lengths, modes, facts, counts)
+        output.documents_of[0] = len(counts)
         advance(part.counts.bytes)
         return len(counts)
 
@@ -114,6 +116,7 @@ class Assembly:
                     counts = columns["sequences"][start:stop]
                     output.writer.add_documents(data[first_byte[start] : first_byte[stop]], lengths, modes, facts, counts)
                     output.statistics.add(lengths, modes, facts, counts)
+                    output.documents_of[number] += stop - start
             advance(int(first_byte[end] - first_byte[begin]))
         return int((destinations >= 0).sum())
 

@@ -226,7 +226,9 @@ def _put_together(
             output.writer.prepare()  # all that a full disk may stop, before the first has its final name
         _write_quarantine(paths.quarantine, units, parts)
         for output in assembly.outputs:
-            output.writer.finalize({**metadata, **_of_output(output)})
+            own = [output.documents_of[number] for number in range(len(parts))]
+            own_rows = _source_rows(job, units, parts, own, hashes)
+            output.writer.finalize({**metadata, **_of_output(output), "sources": own_rows})
     except BaseException:
         assembly.abort()
         atomic_file.discard(paths.quarantine)
@@ -236,10 +238,11 @@ def _put_together(
 
 
 def _metadata(job: BuildJob, rows: list[dict[str, Any]], parts: Sequence[Part], assembly: Assembly) -> dict[str, Any]:
-    """What NAME.json of every output holds. No date and no host: the same inputs give the same bytes."""
+    """What NAME.json of every output holds, and by which they are known to be of one run. No date and no host: the same
+    inputs give the same bytes."""
     tokenizer = job.tokenizer
     reasons = [row["reason"] for part in parts for row in part.counts.rejections]
-    return {
+    known = {
         "tool": "megatron_vlm",
         "tool_version": __version__,
         "kind": job.kind,
@@ -254,6 +257,7 @@ def _metadata(job: BuildJob, rows: list[dict[str, Any]], parts: Sequence[Part], 
         "filtered": merged_filters(parts, assembly.duplicates),
         "sources": rows,
     }
+    return {**known, "run": hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()}
 
 
 def _of_output(output: Output) -> dict[str, Any]:
@@ -278,7 +282,7 @@ def _source_rows(
     kept: Sequence[int],
     hashes: dict[str, str],
 ) -> list[dict[str, Any]]:
-    """A row for each file, in order."""
+    """A row for each file, in order; `kept` is how many documents of each part there are."""
     rows: dict[str, dict[str, Any]] = {}
     for f in job.files:
         rows[f.file.url] = {

@@ -41,16 +41,17 @@ class Statistics:
     images: int = 0
     tokens_a_document: Histogram = field(default_factory=Histogram)
     images_a_document: Histogram = field(default_factory=Histogram)
-    longer_side: Histogram = field(default_factory=Histogram)
+    longer_side: Histogram | None = field(default_factory=Histogram)
 
     def add(
         self,
         lengths: npt.NDArray[np.int32],
         modes: npt.NDArray[np.int8],
-        facts: npt.NDArray[np.int32],
-        sequences: npt.NDArray[np.int32],
+        facts: npt.NDArray[np.int32] | None,
+        sequences: npt.NDArray[np.integer[Any]],
     ) -> None:
-        """Whole documents, by the columns of `megatron_vlm.data.building.part`."""
+        """Whole documents, by the columns of `megatron_vlm.data.building.part`; without facts, sizes are not counted, and
+        `longer_side` is None where there are pictures."""
         ends = np.cumsum(sequences, dtype=np.int64)
         tokens = _by_document(np.where(modes == TEXT_MODE, lengths, 0), ends)
         images = _by_document(modes == IMAGE_MODE, ends)
@@ -59,13 +60,18 @@ class Statistics:
         self.images += int(images.sum())
         self.tokens_a_document.add(tokens)
         self.images_a_document.add(images)
-        self.longer_side.add(facts[modes == IMAGE_MODE].max(axis=1, initial=0))
+        if facts is None and images.any():
+            self.longer_side = None  # a histogram of some of the pictures would be wrong
+        if facts is not None and self.longer_side is not None:
+            self.longer_side.add(facts[modes == IMAGE_MODE].max(axis=1, initial=0))
 
     def describe(self) -> dict[str, Any]:
+        """Of each histogram that is known, the counts."""
+        sides = {} if self.longer_side is None else {"longer_side_of_a_picture": self.longer_side.describe()}
         return {
             "tokens_a_document": self.tokens_a_document.describe(),
             "images_a_document": self.images_a_document.describe(),
-            "longer_side_of_a_picture": self.longer_side.describe(),
+            **sides,
         }
 
 

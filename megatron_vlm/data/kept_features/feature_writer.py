@@ -146,11 +146,9 @@ class FeatureWriter:
             "bytes": int(self.blocks.bounds[-1]),
         }
         known = {**facts.as_metadata(counts), "checksums": describe_checksums(digests)}
-        # no file of features at this name until the last rename, rather than half of two
-        self._paths.index.unlink(missing_ok=True)
-        atomic_file.commit(self._paths.data)
-        atomic_file.write_text(self._paths.metadata, json.dumps(known, indent=2, ensure_ascii=False) + "\n")
-        atomic_file.commit(self._paths.index)
+        atomic_file.write_aside(self._paths.metadata, json.dumps(known, indent=2, ensure_ascii=False) + "\n")
+        # between the first and the last rename no file of features at this name, rather than half of two
+        atomic_file.commit_together([self._paths.data, self._paths.metadata, self._paths.index])
         for path in list(self._journals()):
             path.unlink(missing_ok=True)
         return known

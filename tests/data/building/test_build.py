@@ -23,6 +23,7 @@ from megatron_vlm.data.encoded_pictures.filters import CaptionFilter, PictureFil
 from megatron_vlm.data.encoded_pictures.reencode import Reencode
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.indexed_writer import IndexedWriter
+from megatron_vlm.data.merging import merge_datasets
 from megatron_vlm.data.preprocess import PreprocessSummary, preprocess_image_text, preprocess_text
 from megatron_vlm.data.sequence_facts import open_sequence_facts
 from megatron_vlm.data.tokenizer import Tokenizer
@@ -208,6 +209,43 @@ def test_shards_stay_below_their_size_and_hold_everything_in_order(
     assert sum((documents(prefix, tokenizer) for prefix in prefixes), []) == documents(tmp_path / "whole", tokenizer)
 
 
+def test_numbers_of_shards_and_of_a_split_are_those_of_each(
+    prose: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "UNIT_BYTES", 700)
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": "two blue squares"}\n' * 9)
+    whole = preprocess_text([str(prose), str(other)], tmp_path / "whole", tokenizer).metadata
+    assert [row["documents"] for row in whole["sources"]] == [290, 9]
+    for name, options in (
+        ("shards", BuildOptions(shard_bytes=400)),
+        ("split", BuildOptions(split=Split.parse("train=80,valid=20"))),
+    ):
+        summary = preprocess_text([str(prose), str(other)], tmp_path / name, tokenizer, options=options)
+        prefixes = [output.prefix for output in summary.result.outputs]
+        known = [IndexedReader(prefix).metadata for prefix in prefixes]
+        assert len({one["run"] for one in known} - {whole["run"]}) == 1
+        for one in known:
+            assert sum(row["documents"] for row in one["sources"]) == one["documents"]
+            assert [row["records"] for row in one["sources"]] == [300, 9]
+        merged = merge_datasets(prefixes, tmp_path / f"{name}-merged")
+        names = ("documents", "sequences", "tokens", "images", "histograms", "quarantine", "filtered", "sources")
+        assert {name: merged[name] for name in names} == {name: whole[name] for name in names}
+
+
+def test_an_empty_part_of_a_split_has_no_documents_of_its_source(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "red"}\n')
+    run(tmp_path / "t.jsonl", tmp_path / "d", tokenizer, split=Split.parse("train=98,valid=2"))
+    known = {name: IndexedReader(tmp_path / f"d_{name}").metadata["sources"][0] for name in ("train", "valid")}
+    assert {name: (row["documents"], row["records"]) for name, row in known.items()} == {"train": (1, 1), "valid": (0, 1)}
+
+
+def test_the_run_of_the_same_inputs_is_the_same(prose: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    runs = [run(prose, tmp_path / name, tokenizer).metadata["run"] for name in "ab"]
+    other = run(prose, tmp_path / "c", tokenizer, append_eod=False).metadata["run"]
+    assert runs[0] == runs[1] != other
+
+
 def test_a_document_larger_than_a_shard_has_one_of_its_own(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": "red " * n}) + "\n" for n in (1, 500, 1)))
     summary = run(tmp_path / "t.jsonl", tmp_path / "d", tokenizer, shard_bytes=100)
@@ -301,6 +339,17 @@ def test_the_quarantine_is_ascii_and_goes_when_nothing_is_set_aside(tokenizer: T
     source.write_text('{"text": "red"}\n')
     run(source, tmp_path / "d", tokenizer)
     assert not (tmp_path / "d.quarantine.jsonl").exists()
+
+
+def test_an_input_whose_name_is_no_utf8(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "old.jsonl").write_text('{"text": "red"}\n')
+    run(tmp_path / "old.jsonl", tmp_path / "d", tokenizer)
+    source = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    source.write_text('{"text": "blue"}\n{"text": 5}\n')
+    summary = preprocess_text([f"{tmp_path}/caf*.jsonl"], tmp_path / "d", tokenizer)
+    assert summary.metadata["sources"][0]["path"] == str(source)
+    assert documents(tmp_path / "d", tokenizer) == ["blue<|endoftext|>"]
+    assert json.loads((tmp_path / "d.quarantine.jsonl").read_text())["file"] == str(source)
 
 
 def test_a_strict_run_names_the_record_and_the_remedy(prose: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:

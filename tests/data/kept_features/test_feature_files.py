@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -224,3 +225,31 @@ def test_facts_come_back_from_json(values: dict[str, object], word: str) -> None
     assert FeatureFacts(**{name: told[name] for name in ("weights", "settings", "width", "dataset", "broken")}) == facts
     assert differences(facts, values) == []
     assert differences(facts, {**values, "e": 1}) == ["e None (here 1)"]
+
+
+def test_a_dataset_whose_name_is_no_utf8(tmp_path: Path) -> None:
+    reader = dataset(tmp_path / os.fsdecode(b"caf\xe9"), [[0]])
+    writer = FeatureWriter(tmp_path / "f", facts_of(reader), blocks_of(reader))
+    writer.begin()
+    write(writer, [0])
+    writer.finish(reader)
+    known = json.loads((tmp_path / "f.json").read_text(encoding="utf-8"))
+    assert known["of"] == str(reader.prefix)
+
+
+def test_metadata_that_cannot_be_written_keeps_the_features_that_were_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = dataset(tmp_path / "d", [[0]])
+    for weights in ("ab", "cd"):
+        writer = FeatureWriter(tmp_path / "f", facts_of(reader, weights), blocks_of(reader))
+        writer.begin()
+        write(writer, [0])
+        if weights == "cd":
+            monkeypatch.setattr(feature_writer, "describe_checksums", lambda _: object())
+            with pytest.raises(TypeError):
+                writer.finish(reader)
+        else:
+            writer.finish(reader)
+    assert read_facts(tmp_path / "f").weights == "ab"
+    assert (tmp_path / "f.idx").exists()
