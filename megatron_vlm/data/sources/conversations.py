@@ -88,8 +88,8 @@ class ConversationSource:
             try:
                 document = self._document(row.fields)
             except Unusable as defect:
-                reason, detail = defect.reason, str(defect)
-                yield Rejection(unit.url, key, reason, detail, row.offset, row.number, row.bytes_read)
+                reason, detail, absent = defect.reason, str(defect), defect.absent
+                yield Rejection(unit.url, key, reason, detail, row.offset, row.number, row.bytes_read, absent)
             else:
                 yield Record(key, row.offset, (document,), row.bytes_read, row.number)
 
