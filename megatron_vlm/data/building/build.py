@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import threading
 import time
 from collections import Counter
@@ -376,11 +377,37 @@ def _begin_or_resume(folder: Path, fingerprint: str) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """At once, and while it is locked: a run that waits for the lock begins with a folder of its own."""
-    done = folder.with_name(folder.name + ".done")
+    """At once, and while it is locked: a run that waits for the lock begins with a folder of its own.
+
+    What cannot be removed is no error, as the work is done; `_remove_rest` says what is left.
+    """
+    done = _done_folder(folder)
     shutil.rmtree(done, ignore_errors=True)
-    os.replace(folder, done)
-    shutil.rmtree(done)
+    try:
+        os.replace(folder, done)
+    except OSError as error:
+        _tell_left(folder, error)
+        return
+    shutil.rmtree(done, ignore_errors=True)  # but for the lock, which NFS keeps under another name as long as it is open
+
+
+def _remove_rest(folder: Path) -> None:
+    """What `_remove` could not while the lock was open."""
+    done = _done_folder(folder)
+    try:
+        shutil.rmtree(done)
+    except FileNotFoundError:
+        pass  # as nearly always; or another run is removing it too
+    except OSError as error:
+        _tell_left(done, error)
+
+
+def _done_folder(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".done")
+
+
+def _tell_left(folder: Path, error: OSError) -> None:
+    print(f"{folder} could not be removed ({error.strerror}), and is of no use any more: remove it", file=sys.stderr)
 
 
 @contextmanager
@@ -391,8 +418,11 @@ def _only_run(folder: Path) -> Iterator[None]:
         if time.monotonic() > given_up:
             raise DataError(f"another run is writing {folder.with_suffix('')}: wait for it, or choose another output")
         time.sleep(0.05)
-    with lock:
-        yield
+    try:
+        with lock:
+            yield
+    finally:
+        _remove_rest(folder)
 
 
 def _locked(folder: Path) -> TextIO | None:
