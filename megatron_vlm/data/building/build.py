@@ -33,6 +33,7 @@ from megatron_vlm.data.indexed_writer import refuse_foreign_metadata
 from megatron_vlm.data.quarantine import Reason
 from megatron_vlm.data.records import Source, Unit
 from megatron_vlm.data.sources.opening import InputFile, file_sha256, is_remote
+from megatron_vlm.data.sources.suffixes import is_tar
 from megatron_vlm.data.tokenizer import Tokenizer
 from megatron_vlm.errors import ConfigError, DataError
 
@@ -339,8 +340,19 @@ def _nothing_left(job: BuildJob, parts: Sequence[Part]) -> str:
     key = f" {first['key']!r}" if first["key"] else ""
     return (
         f"no record can be used ({counts}), so nothing was written. The first is {first['file']}, record "
-        f"{first['record'] + 1}{key}: {first['detail']}. Check the kind of input and the names of its fields"
+        f"{first['record'] + 1}{key}: {first['detail']}. {_remedy(parts)}"
     )
+
+
+def _remedy(parts: Sequence[Part]) -> str:
+    halves = {Reason.MISSING_CAPTION.value, Reason.MISSING_IMAGE.value}
+    for part in parts:
+        if halves <= part.counts.reasons.keys() and part.counts.first is not None and is_tar(part.counts.first["file"]):
+            return (
+                "Pictures and captions lie apart in this tar, and members of a record have to be neighbours: write it "
+                "anew by `tar --sort=name -cf NAME.tar -C FOLDER .`"
+            )
+    return "Check the kind of input and the names of its fields"
 
 
 def _refuse_outputs(job: BuildJob) -> None:
