@@ -174,6 +174,7 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from megatron_vlm.cli.dataset_argument import dataset_prefix
     from megatron_vlm.data.preprocess import (
         preprocess_conversations,
         preprocess_image_text,
@@ -192,16 +193,15 @@ def run(args: argparse.Namespace) -> int:
     atexit.register(gc.freeze)  # so the end of the process need not look through them for cycles either
     tokenizer = Tokenizer.load(args.tokenizer, backend=args.tokenizer_backend, at_once=True)
     inputs: Sequence[str] = args.input
+    output = dataset_prefix(args.output)
     if args.kind == "text":
-        summary = preprocess_text(
-            inputs, args.output, tokenizer, key=args.key, separator=_unescaped(args.separator), **common
-        )
+        summary = preprocess_text(inputs, output, tokenizer, key=args.key, separator=_unescaped(args.separator), **common)
     elif args.kind == "image-text":
         from megatron_vlm.data.captions import CaptionChoice
 
         summary = preprocess_image_text(
             inputs,
-            args.output,
+            output,
             tokenizer,
             captions=_captions(args),
             caption_choice=CaptionChoice(args.caption_choice),
@@ -215,12 +215,12 @@ def run(args: argparse.Namespace) -> int:
         if args.kind == "conversations":
             reader["placeholder"] = args.placeholder
             summary = preprocess_conversations(
-                inputs, args.output, tokenizer, template=args.template, images=args.images, reader=reader, **common
+                inputs, output, tokenizer, template=args.template, images=args.images, reader=reader, **common
             )
         else:
             reader |= {"beyond": args.beyond, "missing": args.missing, "min_similarity": args.min_similarity}
             reader["separator"] = _unescaped(args.text_separator)
-            summary = preprocess_interleaved(inputs, args.output, tokenizer, images=args.images, reader=reader, **common)
+            summary = preprocess_interleaved(inputs, output, tokenizer, images=args.images, reader=reader, **common)
     print(summary.describe())
     if args.summary is not None:
         import json

@@ -69,10 +69,10 @@ class IndexedPaths:
 def dataset_paths(prefix: Path | str) -> IndexedPaths:
     """Names of the files of the dataset at `prefix`, which may itself contain dots ("pile.v2").
 
-    Raises DataError when the last part of `prefix` is no name, as in "." and "/".
+    Raises DataError when the last part of `prefix` is no name, as in ".", ".." and "/".
     """
     prefix = Path(prefix)
-    if not prefix.name:
+    if prefix.name in ("", ".."):
         raise DataError(f"{prefix} names no dataset; give a path without suffix, like {prefix / 'train'}")
     suffixes = (".bin", ".idx", ".json", ".quarantine.jsonl", ".sequences.npy")
     return IndexedPaths(*(prefix.with_name(prefix.name + suffix) for suffix in suffixes))

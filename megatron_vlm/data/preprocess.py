@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,7 +219,8 @@ def preprocess_conversations(
     def source(url: str) -> Source:
         return conversation_source(url, pictures=pictures, template=chosen, **more)
 
-    return _run(CONVERSATIONS, inputs, output, tokenizer, source, settings, options, workers, show_progress)
+    stored = pictures.files() if pictures is not None else []
+    return _run(CONVERSATIONS, inputs, output, tokenizer, source, settings, options, workers, show_progress, stores=stored)
 
 
 def preprocess_interleaved(
@@ -253,7 +254,8 @@ def preprocess_interleaved(
         return interleaved_source(url, pictures=pictures, **more)
 
     settings = {"images": list(stores), **{name: str(value) for name, value in more.items()}}
-    return _run(INTERLEAVED, inputs, output, tokenizer, source, settings, options, workers, show_progress)
+    stored = pictures.files() if pictures is not None else []
+    return _run(INTERLEAVED, inputs, output, tokenizer, source, settings, options, workers, show_progress, stores=stored)
 
 
 def _run(
@@ -268,6 +270,7 @@ def _run(
     show_progress: bool,
     dtype: np.dtype[Any] | None = None,
     stdin_suffix: str | None = None,
+    stores: Sequence[InputFile] = (),
 ) -> PreprocessSummary:
     options = options or BuildOptions()
     prefix = Path(output)
@@ -283,7 +286,7 @@ def _run(
             files = [SourceFile(_spooled_input(spooled), source(str(spooled)), STDIN_NAME)]
         else:
             files = [SourceFile(file, source(file.url)) for file in expand_inputs(names)]
-        job = BuildJob(kind, files, prefix, tokenizer, element, multimodal, options, known)
+        job = BuildJob(kind, files, prefix, tokenizer, element, multimodal, options, known, stores)
         result = build(job, workers=workers, show_progress=show_progress)
     first = dataset_paths(result.outputs[0].prefix).metadata
     return PreprocessSummary(prefix, json.loads(first.read_text(encoding="utf-8")), result)

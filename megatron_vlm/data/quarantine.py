@@ -48,6 +48,7 @@ class Rejection:
         key, offset, number, bytes_read: as of `megatron_vlm.data.records.Record`.
         reason: the kind of defect.
         detail: what was seen, in words.
+        absent: as of `Record`.
     """
 
     file: str
@@ -57,3 +58,4 @@ class Rejection:
     offset: int = 0
     number: int = 0
     bytes_read: int = 0
+    absent: tuple[str, ...] = ()

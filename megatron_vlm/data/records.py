@@ -52,6 +52,7 @@ class Record:
         documents: usually one; several where each caption of a picture makes one.
         bytes_read: how much of the unit's `size` has been read up to here, for a progress bar.
         number: counted from 0 in the unit, records that are rejected included; the builder adds those of the units before.
+        absent: where pictures that it names would lie in a folder, and are not; once one is there, the record is another.
     """
 
     key: str
@@ -59,6 +60,7 @@ class Record:
     documents: tuple[Document, ...]
     bytes_read: int
     number: int
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

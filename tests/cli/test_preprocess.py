@@ -91,6 +91,12 @@ def test_text_end_to_end(sources: Path, tokenizer: Path, capsys: pytest.CaptureF
     assert str(Tokenizer.load(tokenizer).encode("one circle")) in capsys.readouterr().out
 
 
+def test_the_output_may_be_named_by_one_of_its_files(sources: Path, tokenizer: Path) -> None:
+    inputs = ["--input", str(sources / "prose.jsonl"), "--tokenizer", str(tokenizer)]
+    assert main(["preprocess", "text", *inputs, "--output", str(sources / "d.bin")]) == 0
+    assert sorted(path.name for path in sources.glob("d.*")) == ["d.bin", "d.idx", "d.json", "d.sequences.npy"]
+
+
 def test_strict_ends_with_code_2_and_one_line(sources: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inputs = ["--input", str(sources / "pictures-0.tar"), "--tokenizer", str(tokenizer), "--strict"]
     assert main(["preprocess", "image-text", *inputs, "--output", str(sources / "d")]) == 2

@@ -60,6 +60,7 @@ def test_a_prefix_may_contain_dots() -> None:
     assert dataset_paths("a/pile.v2").quarantine.name == "pile.v2.quarantine.jsonl"
 
 
-def test_a_prefix_without_a_name_is_refused() -> None:
+@pytest.mark.parametrize("prefix", [".", "..", "a/..", "/"])
+def test_a_prefix_without_a_name_is_refused(prefix: str) -> None:
     with pytest.raises(DataError, match="names no dataset"):
-        dataset_paths(".")
+        dataset_paths(prefix)

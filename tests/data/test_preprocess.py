@@ -168,6 +168,11 @@ def test_a_run_that_would_write_nothing_is_an_error(make_tar: MakeTar, tokenizer
         preprocess_image_text([str(bad)], tmp_path / "out" / "d", tokenizer)
     with pytest.raises(DataError, match=r"empty\.tar holds no records"):
         preprocess_image_text([str(empty)], tmp_path / "out" / "d", tokenizer)
+    by_kind = make_tar("by_kind.tar", [("0.png", b"P"), ("1.png", b"P"), ("0.txt", b"t"), ("1.txt", b"t")])
+    with pytest.raises(
+        DataError, match=r"2 missing_caption, 2 missing_image.*neighbours: write it anew by `tar --sort=name"
+    ):
+        preprocess_image_text([str(by_kind)], tmp_path / "out" / "d", tokenizer)
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -100,7 +100,7 @@ class Assembly:
         destinations = columns["parts"].astype(np.int16)
         if drop is not None:
             records = columns["records"] + number * MORE_RECORDS_THAN_A_UNIT
-            dropped = np.isin(records, drop)
+            dropped = np.isin(records, _of_part(drop, number))
             destinations[dropped] = -1
             self.duplicates += len(np.unique(records[dropped]))
         first_sequence = np.concatenate([[0], np.cumsum(columns["sequences"], dtype=np.int64)])
@@ -154,6 +154,12 @@ def _runs(values: npt.NDArray[Any]) -> Iterator[tuple[int, int]]:
     borders = np.flatnonzero(np.diff(values)) + 1
     edges = [0, *borders.tolist(), len(values)] if len(values) else [0]
     yield from zip(edges[:-1], edges[1:], strict=True)
+
+
+def _of_part(drop: npt.NDArray[np.int64], number: int) -> npt.NDArray[np.int64]:
+    """What a part has of `drop`, which is sorted. Looking through all of it for every part would take parts x duplicates."""
+    begin, end = np.searchsorted(drop, [number * MORE_RECORDS_THAN_A_UNIT, (number + 1) * MORE_RECORDS_THAN_A_UNIT])
+    return drop[begin:end]
 
 
 def _duplicate_records(parts: Sequence[Part]) -> npt.NDArray[np.int64]:

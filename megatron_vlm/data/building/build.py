@@ -8,8 +8,10 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -31,11 +33,12 @@ from megatron_vlm.data.indexed_writer import refuse_foreign_metadata
 from megatron_vlm.data.quarantine import Reason
 from megatron_vlm.data.records import Source, Unit
 from megatron_vlm.data.sources.opening import InputFile, file_sha256, is_remote
+from megatron_vlm.data.sources.suffixes import is_tar
 from megatron_vlm.data.tokenizer import Tokenizer
 from megatron_vlm.errors import ConfigError, DataError
 
 UNIT_BYTES = 32 << 20  # of a file that can be cut; part of a job's identity, as its parts are
-FORMAT = 1  # of the parts: another number makes old ones useless
+FORMAT = 2  # of the parts: another number makes old ones useless
 POLL_SECONDS = 0.2
 LOCK_SECONDS = 2.0  # in which the workers of a run that was killed have ended
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -59,6 +62,7 @@ class BuildJob:
         kind: "text", "image_text", ... as the metadata says.
         settings: the reader's, for the metadata and the job's identity; JSON.
         multimodal: whether the datasets hold pictures.
+        stores: files besides the sources that pictures are read from.
     """
 
     kind: str
@@ -69,6 +73,7 @@ class BuildJob:
     multimodal: bool
     options: BuildOptions
     settings: dict[str, Any]
+    stores: Sequence[InputFile] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -78,7 +83,8 @@ class BuildJob:
             "version": __version__,
             "unit_bytes": UNIT_BYTES,
             "kind": self.kind,
-            "files": [[f.file.url, f.file.size, f.file.stamp] for f in self.files],
+            "files": [astuple(f.file) for f in self.files],
+            "stores": [astuple(store) for store in self.stores],
             "tokenizer": self.tokenizer.fingerprint,
             "dtype": self.dtype.str,
             "settings": self.settings,
@@ -140,7 +146,7 @@ def _do_units(
     todo = []
     for number, (file, unit) in enumerate(units):
         part = Part.find(folder, number, verify=True)
-        if part is None:
+        if part is None or part.lacks_what_is_there():
             todo.append((number, file.source, unit))
         else:
             progress.already(unit.size, part.counts.documents, part.counts.tokens)
@@ -209,7 +215,7 @@ def _put_together(
     hashes: dict[str, str],
     progress: Progress,
 ) -> BuildResult:
-    lost = sum(len(part.counts.rejections) for part in parts)
+    lost = sum(part.counts.lost for part in parts)
     records = sum(part.counts.records for part in parts)
     paths = dataset_paths(job.prefix)
     assembly = Assembly(job.prefix, job.dtype, job.multimodal, job.options)
@@ -241,7 +247,7 @@ def _metadata(job: BuildJob, rows: list[dict[str, Any]], parts: Sequence[Part], 
     """What NAME.json of every output holds, and by which they are known to be of one run. No date and no host: the same
     inputs give the same bytes."""
     tokenizer = job.tokenizer
-    reasons = [row["reason"] for part in parts for row in part.counts.rejections]
+    reasons = _reasons(parts)
     known = {
         "tool": "megatron_vlm",
         "tool_version": __version__,
@@ -253,7 +259,7 @@ def _metadata(job: BuildJob, rows: list[dict[str, Any]], parts: Sequence[Part], 
         "image_token_id": tokenizer.image_token_id,
         "pad_id": tokenizer.pad_id,
         "settings": job.settings,
-        "quarantine": {reason.value: n for reason in sorted(Reason) if (n := reasons.count(reason.value))},
+        "quarantine": {reason.value: n for reason in sorted(Reason) if (n := reasons[reason.value])},
         "filtered": merged_filters(parts, assembly.duplicates),
         "sources": rows,
     }
@@ -297,20 +303,20 @@ def _source_rows(
         row = rows[file.file.url]
         row["records"] += part.counts.records
         row["documents"] += documents
-        row["quarantined"] += len(part.counts.rejections)
+        row["quarantined"] += part.counts.lost
     return list(rows.values())
 
 
 def _write_quarantine(path: Path, units: Sequence[tuple[SourceFile, Unit]], parts: Sequence[Part]) -> None:
     """One JSON object a line, records counted from 1 in their file; no file where nothing was set aside."""
-    if not any(part.counts.rejections for part in parts):
+    if not any(part.counts.lost for part in parts):
         path.unlink(missing_ok=True)
         return
     before: dict[str, int] = {}
     with open(atomic_file.partial_path(path), "w", encoding="utf-8", newline="\n") as stream:
         for (file, _), part in zip(units, parts, strict=True):
             first = before.get(file.file.url, 0)
-            for row in part.counts.rejections:
+            for row in part.rejections():
                 name = file.name or row["file"]
                 shown = {**row, "file": name, "record": first + row["record"] + 1}
                 stream.write(json.dumps(shown) + "\n")  # ASCII: a detail may quote text that is no valid Unicode
@@ -318,22 +324,39 @@ def _write_quarantine(path: Path, units: Sequence[tuple[SourceFile, Unit]], part
     atomic_file.commit(path)
 
 
+def _reasons(parts: Sequence[Part]) -> Counter[str]:
+    """How many records were set aside, by reason."""
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts.update(part.counts.reasons)
+    return counts
+
+
 def _nothing_left(job: BuildJob, parts: Sequence[Part]) -> str:
-    rows = [row for part in parts for row in part.counts.rejections]
-    filtered = merged_filters(parts, 0)
-    if filtered and not rows:
+    reasons, filtered = _reasons(parts), merged_filters(parts, 0)
+    first = next((part.counts.first for part in parts if part.counts.first is not None), None)
+    if filtered and first is None:
         return f"every record was filtered out ({filtered}), so nothing was written: loosen the filters"
-    if not rows:
+    if first is None:
         others = f" and {len(job.files) - 1} other input files hold" if len(job.files) > 1 else " holds"
         return f"{job.files[0].file.url}{others} no records; check what they are"
-    counts = {reason.value: sum(row["reason"] == reason.value for row in rows) for reason in sorted(Reason)}
-    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
-    first = rows[0]
+    counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
     key = f" {first['key']!r}" if first["key"] else ""
     return (
-        f"no record can be used ({reasons}), so nothing was written. The first is {first['file']}, record "
-        f"{first['record'] + 1}{key}: {first['detail']}. Check the kind of input and the names of its fields"
+        f"no record can be used ({counts}), so nothing was written. The first is {first['file']}, record "
+        f"{first['record'] + 1}{key}: {first['detail']}. {_remedy(parts)}"
     )
+
+
+def _remedy(parts: Sequence[Part]) -> str:
+    halves = {Reason.MISSING_CAPTION.value, Reason.MISSING_IMAGE.value}
+    for part in parts:
+        if halves <= part.counts.reasons.keys() and part.counts.first is not None and is_tar(part.counts.first["file"]):
+            return (
+                "Pictures and captions lie apart in this tar, and members of a record have to be neighbours: write it "
+                "anew by `tar --sort=name -cf NAME.tar -C FOLDER .`"
+            )
+    return "Check the kind of input and the names of its fields"
 
 
 def _refuse_outputs(job: BuildJob) -> None:
@@ -370,11 +393,37 @@ def _begin_or_resume(folder: Path, fingerprint: str) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """At once, and while it is locked: a run that waits for the lock begins with a folder of its own."""
-    done = folder.with_name(folder.name + ".done")
+    """At once, and while it is locked: a run that waits for the lock begins with a folder of its own.
+
+    What cannot be removed is no error, as the work is done; `_remove_rest` says what is left.
+    """
+    done = _done_folder(folder)
     shutil.rmtree(done, ignore_errors=True)
-    os.replace(folder, done)
-    shutil.rmtree(done)
+    try:
+        os.replace(folder, done)
+    except OSError as error:
+        _tell_left(folder, error)
+        return
+    shutil.rmtree(done, ignore_errors=True)  # but for the lock, which NFS keeps under another name as long as it is open
+
+
+def _remove_rest(folder: Path) -> None:
+    """What `_remove` could not while the lock was open."""
+    done = _done_folder(folder)
+    try:
+        shutil.rmtree(done)
+    except FileNotFoundError:
+        pass  # as nearly always; or another run is removing it too
+    except OSError as error:
+        _tell_left(done, error)
+
+
+def _done_folder(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".done")
+
+
+def _tell_left(folder: Path, error: OSError) -> None:
+    print(f"{folder} could not be removed ({error.strerror}), and is of no use any more: remove it", file=sys.stderr)
 
 
 @contextmanager
@@ -385,8 +434,11 @@ def _only_run(folder: Path) -> Iterator[None]:
         if time.monotonic() > given_up:
             raise DataError(f"another run is writing {folder.with_suffix('')}: wait for it, or choose another output")
         time.sleep(0.05)
-    with lock:
-        yield
+    try:
+        with lock:
+            yield
+    finally:
+        _remove_rest(folder)
 
 
 def _locked(folder: Path) -> TextIO | None:

@@ -1,9 +1,10 @@
 """The finished work of one unit, on disk: what an interrupted run need not do again.
 
-Three files in the folder of the job: UNIT.bin, the sequences; UNIT.columns, the arrays of `as_columns` by numpy.save; and
-UNIT.json, the counts and what was set aside. The .json is renamed last: where it is, the part is whole, whatever killed the
-process. A power cut is another matter, as nothing is flushed to the disk before the dataset is: a later run compares the
-files with the digests in the .json before it uses them.
+Five files in the folder of the job: UNIT.bin, the sequences; UNIT.columns, the arrays of `as_columns` by numpy.save;
+UNIT.rejections, what was set aside, a JSON object a line; UNIT.absent, where files of pictures would lie that were not
+there, a JSON string a line; and UNIT.json, the counts. The .json is renamed last: where it is, the part is whole, whatever
+killed the process. A power cut is another matter, as nothing is flushed to the disk before the dataset is: a later run
+compares the files with the digests in the .json before it uses them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import mmap
 import os
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from megatron_vlm.data.checksums import file_digests
 from megatron_vlm.data.disk_column import DiskColumn
 from megatron_vlm.data.hashed_file import HashedFile
 from megatron_vlm.data.quarantine import Rejection
+from megatron_vlm.data.sources.picture_store import may_be_there
 
 #: name -> dtype and numbers a row, in the order of the .columns file
 COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -36,14 +39,17 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "records": ("<i8", ()),
     "keys": (f"V{KEY_BYTES}", ()),
 }
+#: what a part is in, by the ends of the files' names; the .json, of which it is told whether the others are whole, is last
+FILES = (".bin", ".columns", ".rejections", ".absent")
+SUFFIXES = (*FILES, ".json")
 
 
 @dataclass
 class PartCounts:
     """What became of a unit's records.
 
-    `bytes` and `digests` are the .bin's, `column_digests` the .columns'; `rejections` are rows of the quarantine, their
-    records counted from 0 in the unit.
+    `bytes` and `digests` are the .bin's, `other_digests` those of the other FILES; `reasons` is how many records were set
+    aside, by reason, and `first` the quarantine's row of the first of them, its record counted from 0 in the unit.
     """
 
     records: int = 0
@@ -51,9 +57,15 @@ class PartCounts:
     tokens: int = 0
     bytes: int = 0
     digests: list[str] = field(default_factory=list)
-    column_digests: list[str] = field(default_factory=list)
+    other_digests: dict[str, list[str]] = field(default_factory=dict)
     filtered: dict[str, int] = field(default_factory=dict)
-    rejections: list[dict[str, Any]] = field(default_factory=list)
+    reasons: dict[str, int] = field(default_factory=dict)
+    first: dict[str, Any] | None = None
+
+    @property
+    def lost(self) -> int:
+        """How many records were set aside."""
+        return sum(self.reasons.values())
 
 
 class PartWriter:
@@ -68,7 +80,10 @@ class PartWriter:
         self._columns = {
             name: DiskColumn(folder / f"{unit:08d}.{name}{self._suffix}", dtype) for name, (dtype, _) in COLUMNS.items()
         }
+        self._rejections = HashedFile(self._aside(".rejections"))  # on disk: a source may be bad from end to end
+        self._absent = HashedFile(self._aside(".absent"))
         self._filtered: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
         self.counts = PartCounts()
 
     def add(self, batch: PreparedBatch, records: int) -> None:
@@ -80,11 +95,20 @@ class PartWriter:
         self.counts.documents += len(batch.sequences)
         self.counts.tokens += batch.tokens
         self._filtered.update({reason.value: count for reason, count in batch.filtered.items()})
-        self.counts.rejections += [_row(rejection) for rejection in batch.rejections]
+        if not batch.rejections:
+            return
+        rows = [_row(rejection) for rejection in batch.rejections]
+        self.counts.first = self.counts.first or rows[0]
+        self._reasons.update(row["reason"] for row in rows)
+        self._rejections.write(_lines(rows))
+
+    def add_absent(self, places: Iterable[str]) -> None:
+        """Note where pictures were looked for in vain: once one is there, the part is to be made again."""
+        self._absent.write(_lines(places))
 
     def commit(self) -> PartCounts:
         self.counts.bytes = self._data.tell()
-        self.counts.filtered = dict(self._filtered)
+        self.counts.filtered, self.counts.reasons = dict(self._filtered), dict(self._reasons)
         self.counts.digests = self._data.digests()
         with HashedFile(self._aside(".columns")) as stream:
             for name, (dtype, row) in COLUMNS.items():
@@ -96,17 +120,19 @@ class PartWriter:
                 stream.write(header.getvalue())
                 for block in column.blocks():
                     stream.write(block.tobytes())
-        self.counts.column_digests = stream.digests()
+        written = {".columns": stream, ".rejections": self._rejections, ".absent": self._absent}
+        self.counts.other_digests = {suffix: file.digests() for suffix, file in written.items()}
         self._aside(".json").write_text(json.dumps(asdict(self.counts)), encoding="utf-8")
-        for suffix in (".bin", ".columns", ".json"):
+        for suffix in SUFFIXES:
             os.replace(self._aside(suffix), self._base.with_name(self._base.name + suffix))
         self._discard_columns()
         return self.counts
 
     def discard(self) -> None:
-        self._data.discard()
+        for file in (self._data, self._rejections, self._absent):
+            file.discard()
         self._discard_columns()
-        for suffix in (".bin", ".columns", ".json"):
+        for suffix in SUFFIXES:
             self._aside(suffix).unlink(missing_ok=True)
 
     def _discard_columns(self) -> None:
@@ -138,17 +164,30 @@ class Part:
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays of `as_columns`, by name."""
-        with open(self._base.with_name(self._base.name + ".columns"), "rb") as stream:
+        with open(self._path(".columns"), "rb") as stream:
             return {name: np.load(stream, allow_pickle=False) for name in COLUMNS}
 
+    def rejections(self) -> Iterator[dict[str, Any]]:
+        """Rows of the quarantine, one by one; records counted from 0 in the unit."""
+        with open(self._path(".rejections"), encoding="utf-8") as stream:
+            yield from map(json.loads, stream)
+
+    def lacks_what_is_there(self) -> bool:
+        """Whether a picture that was looked for in vain has come since."""
+        with open(self._path(".absent"), encoding="utf-8") as stream:
+            return any(may_be_there(json.loads(line)) for line in stream)
+
     def _is_sound(self) -> bool:
-        columns = file_digests(self._base.with_name(self._base.name + ".columns"))
-        return columns == self.counts.column_digests and file_digests(self.data_path) == self.counts.digests
+        written = {".bin": self.counts.digests, **self.counts.other_digests}
+        return all(written.get(suffix) == file_digests(self._path(suffix)) for suffix in FILES)
 
     @property
     def data_path(self) -> Path:
         """Where the sequences are."""
-        return self._base.with_name(self._base.name + ".bin")
+        return self._path(".bin")
+
+    def _path(self, suffix: str) -> Path:
+        return self._base.with_name(self._base.name + suffix)
 
     def data(self) -> mmap.mmap | bytes:
         """The sequences, mapped."""
@@ -156,6 +195,11 @@ class Part:
             return b""
         with open(self.data_path, "rb") as stream:
             return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _lines(values: Iterable[Any]) -> bytes:
+    """A line of JSON each, in ASCII: a detail may quote text that is no valid Unicode."""
+    return "".join(json.dumps(value) + "\n" for value in values).encode("ascii")
 
 
 def _row(rejection: Rejection) -> dict[str, Any]:

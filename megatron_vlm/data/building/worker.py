@@ -57,6 +57,7 @@ class Worker:
                 if batch.rejections and self.job.options.strict:
                     raise DataError(_stopped_by(batch.rejections[0]))
                 part.add(batch, len(records))
+                part.add_absent(place for record in records for place in record.absent)
                 now = min(records[-1].bytes_read, unit.size)
                 self._advance(now - read, len(batch.sequences), batch.tokens)
                 read = max(read, now)

@@ -88,8 +88,8 @@ class ConversationSource:
             try:
                 document = self._document(row.fields)
             except Unusable as defect:
-                reason, detail = defect.reason, str(defect)
-                yield Rejection(unit.url, key, reason, detail, row.offset, row.number, row.bytes_read)
+                reason, detail, absent = defect.reason, str(defect), defect.absent
+                yield Rejection(unit.url, key, reason, detail, row.offset, row.number, row.bytes_read, absent)
             else:
                 yield Record(key, row.offset, (document,), row.bytes_read, row.number)
 
@@ -144,17 +144,23 @@ def _question_turns(turns: list[Any], pictures: int) -> list[tuple[Role, _Conten
 def _turn(turn: Any, number: int, placeholder: str) -> tuple[Role, _Content]:
     if not isinstance(turn, dict):
         raise Unusable(Reason.BROKEN_CONVERSATION, f"turn {number} is a {type(turn).__name__}, not an object")
-    name = turn.get("from", turn.get("role"))
+    name = _either(turn, "from", "role")
     role = ROLES.get(name) if isinstance(name, str) else None
     if role is None:
         raise Unusable(Reason.BROKEN_CONVERSATION, f"turn {number} is by {shown(name)}; known: {', '.join(ROLES)}")
-    value = turn.get("value", turn.get("content"))
+    value = _either(turn, "value", "content")
     if isinstance(value, list):
         return role, [_item(item, number) for item in value]
     content: _Content = []
     for index, text in enumerate(_text(value, number).split(placeholder)):
         content += [_Place(), text] if index else [text]
     return role, content
+
+
+def _either(turn: dict[str, Any], first: str, second: str) -> Any:
+    """The field that a turn has of two; parquet gives each turn all the fields that any has, absent ones as None."""
+    value = turn.get(first)
+    return turn.get(second) if value is None else value
 
 
 def _text(value: Any, number: int) -> str:

@@ -56,7 +56,8 @@ class ImageTextJsonl:
                 captions = self._captions(found.value, key)
                 documents = picture_documents(self._picture(folder, path, found.value), captions)
             except Unusable as defect:
-                yield Rejection(unit.url, key, defect.reason, str(defect), found.offset, number, found.bytes_read)
+                reason, detail, absent = defect.reason, str(defect), defect.absent
+                yield Rejection(unit.url, key, reason, detail, found.offset, number, found.bytes_read, absent)
             else:
                 yield Record(key, found.offset, documents, found.bytes_read, number)
 

@@ -97,7 +97,8 @@ class ImageTextTar:
             message = description.get("error_message") or "no message"
             raise Unusable(Reason.FAILED_DOWNLOAD, f"status is {shown(status)}: {shown(message)}")
         if "image" not in group.parts:
-            raise Unusable(Reason.MISSING_IMAGE, f"no .{', .'.join(sorted(PICTURE_SUFFIXES))}; it has {_members(group)}")
+            wanted = ", .".join(sorted(PICTURE_SUFFIXES))
+            raise Unusable(Reason.MISSING_IMAGE, f"no .{wanted}; it has {_members(group)}{_alone(group)}")
 
         def find(name: str) -> Any:
             suffix, colon, within = name.partition(":")
@@ -105,7 +106,7 @@ class ImageTextTar:
             return find_field(value, within) if colon and value is not None else value
 
         def known() -> str:
-            members = _members(group)
+            members = _members(group) + _alone(group)
             return f"{members}; the .json has {field_names(description)}" if description else members
 
         return group.parts["image"], self.captions.choose(find, DEFAULT_CAPTIONS, key, known)
@@ -134,3 +135,9 @@ def _value(part: str, content: bytes) -> Any:
 
 def _members(group: Group) -> str:
     return ", ".join(f".{suffix}" for suffix in (*group.parts, *group.others)).replace(".image", "a picture")
+
+
+def _alone(group: Group) -> str:
+    """What may be amiss where a group is half a record: of a tar sorted by kind, all pictures and then all captions."""
+    whole = len(group.parts) + len(group.others) > 1
+    return "" if whole else " alone, and members of a record have to be neighbours in the tar"

@@ -100,14 +100,15 @@ class InterleavedSource:
                 continue
             key = record_key(row.fields, KEY_FIELDS)
             try:
-                document = self._document(row.fields)
+                document, absent = self._document(row.fields)
             except Unusable as defect:
-                reason, detail = defect.reason, str(defect)
-                yield Rejection(unit.url, key, reason, detail, row.offset, row.number, row.bytes_read)
+                reason, detail, absent = defect.reason, str(defect), defect.absent
+                yield Rejection(unit.url, key, reason, detail, row.offset, row.number, row.bytes_read, absent)
             else:
-                yield Record(key, row.offset, (document,), row.bytes_read, row.number)
+                yield Record(key, row.offset, (document,), row.bytes_read, row.number, absent)
 
-    def _document(self, fields: dict[str, Any]) -> Document:
+    def _document(self, fields: dict[str, Any]) -> tuple[Document, tuple[str, ...]]:
+        """What it says, and where pictures would lie that are not there."""
         if fields.get("text_list") is not None:
             layout, separator = self._mmc4(fields), MMC4_SEPARATOR
         elif fields.get("texts") is not None:
@@ -117,10 +118,11 @@ class InterleavedSource:
             raise Unusable(Reason.MISSING_TEXT, f"neither field 'texts' nor 'text_list'; it has {found}")
         if not any(isinstance(piece, str) for piece in layout):
             raise Unusable(Reason.EMPTY_TEXT, "no text in it")
-        document = _joined(self._found(layout), separator if self.separator is None else self.separator)
+        pieces, absent = self._found(layout)
+        document = _joined(pieces, separator if self.separator is None else self.separator)
         if not any(isinstance(part, Text) for part in document):
             raise Unusable(Reason.EMPTY_TEXT, f"no text before picture {(self.max_pictures or 0) + 1}, where it is cut")
-        return document
+        return document, absent
 
     def _obelics(self, fields: dict[str, Any]) -> _Layout:
         texts = _list(fields, "texts")
@@ -156,11 +158,12 @@ class InterleavedSource:
             layout += _checked(text, f"text_list[{index}]")
         return layout
 
-    def _found(self, layout: _Layout) -> list[str | Picture]:
-        """`layout` with pictures in their places, as far as they are there and not too many."""
+    def _found(self, layout: _Layout) -> tuple[list[str | Picture], tuple[str, ...]]:
+        """`layout` with pictures in their places, as far as they are there and not too many; and where others would lie."""
         result: list[str | Picture] = []
         count = places = 0
         missing: Unusable | None = None
+        absent: list[str] = []
         for piece in layout:
             if isinstance(piece, str):
                 result.append(piece)
@@ -175,6 +178,7 @@ class InterleavedSource:
                 if self.missing is MissingPicture.REJECT or defect.reason is not Reason.MISSING_IMAGE:
                     raise
                 missing = missing or defect
+                absent += defect.absent
                 continue
             if full and self.beyond is BeyondLimit.REJECT:
                 raise Unusable(Reason.TOO_MANY_IMAGES, f"more than {self.max_pictures} pictures")
@@ -183,8 +187,9 @@ class InterleavedSource:
             result.append(Picture(encoded))
             count += 1
         if missing is not None and not count:
-            raise Unusable(Reason.MISSING_IMAGE, f"none of its {places} pictures is there; the first: {missing}")
-        return result
+            detail = f"none of its {places} pictures is there; the first: {missing}"
+            raise Unusable(Reason.MISSING_IMAGE, detail, tuple(absent))
+        return result, tuple(absent)
 
 
 def _list(fields: dict[str, Any], name: str) -> list[Any]:

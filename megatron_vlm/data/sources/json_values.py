@@ -79,8 +79,8 @@ def find_field(record: dict[str, Any], name: str) -> Any:
 
 
 def field_names(record: dict[str, Any]) -> str:
-    """The fields of an object, for a person."""
-    names = [repr(name) for name in record]
+    """The fields of an object, for a person; a null is said to be one, as it counts as missing."""
+    names = [repr(name) if value is not None else f"{name!r} (null)" for name, value in record.items()]
     return ", ".join(names[:20] + (["..."] if len(names) > 20 else [])) or "none"
 
 
@@ -98,9 +98,16 @@ def record_key(record: Mapping[str, Any], names: Sequence[str] = ("id",)) -> str
 def document_text(record: dict[str, Any], key: str) -> str:
     """The text in field `key`. Raises Unusable: it is missing, no string, empty, or no Unicode."""
     text = find_field(record, key)
-    if text is None:
+    if text is None and not _is_null(record, key):
         raise Unusable(Reason.MISSING_TEXT, f"no field {key!r}; it has {field_names(record)}")
     return check_text(text, f"field {key!r}")
+
+
+def _is_null(record: dict[str, Any], name: str) -> bool:
+    """Whether a field for which there is nothing is there, and null."""
+    outer, _, last = name.rpartition(".")
+    holder = find_field(record, outer) if outer else None
+    return name in record or (isinstance(holder, dict) and last in holder)
 
 
 def check_text(text: Any, where: str) -> str:

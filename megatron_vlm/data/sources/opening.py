@@ -46,7 +46,8 @@ def expand_inputs(patterns: Iterable[str]) -> list[InputFile]:
     A name that exists is taken as it is: it may contain brackets. "@list.txt" stands for the patterns that this file lists,
     one a line; empty lines and ones that begin with "#" are passed over, and relative names are relative to the current
     folder, as if they were given in its place. Patterns keep their order, files within a pattern are sorted by name, and a
-    file named twice is taken once, so the same arguments always give the same list.
+    file named twice is taken once, by the first of its names, also where the other is absolute or leads through a link; so
+    the same arguments always give the same list.
 
     Raises:
         DataError: a pattern that matches no file, a name that is a folder, a list that cannot be read or lists itself, a
@@ -55,7 +56,7 @@ def expand_inputs(patterns: Iterable[str]) -> list[InputFile]:
     files: dict[str, InputFile] = {}
     for pattern in patterns:
         for file in _expand(pattern, ()):
-            files.setdefault(file.url, file)
+            files.setdefault(file.url if is_remote(file.url) else os.path.realpath(file.url), file)
     return list(files.values())
 
 

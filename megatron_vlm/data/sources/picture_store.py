@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 from megatron_vlm.data.quarantine import Reason
 from megatron_vlm.data.sources.file_names import inner_path, is_remote
 from megatron_vlm.data.sources.json_values import shown
-from megatron_vlm.data.sources.opening import expand_inputs, open_input
+from megatron_vlm.data.sources.opening import InputFile, expand_inputs, input_file, open_input
 from megatron_vlm.data.sources.splitting import LONGEST_PIECE
 from megatron_vlm.data.sources.tar_index import TarIndex, member_digest, open_tar_index
 from megatron_vlm.data.sources.unusable import Unusable
@@ -45,6 +45,10 @@ class PictureStore(Protocol):
 
     def check(self) -> None:
         """Raises DataError where the store cannot be used at all. Reads the headers of all tars."""
+        ...
+
+    def files(self) -> list[InputFile]:
+        """The tars as they are now; none of a folder, whose pictures may come and go one by one. Raises DataError."""
         ...
 
 
@@ -86,10 +90,19 @@ class FolderPictures:
         if not is_remote(self.folder) and not os.path.isdir(self.folder):
             raise DataError(f"{self.folder} is no folder; give the one that the pictures' paths begin in")
 
+    def files(self) -> list[InputFile]:
+        return []
+
     def read(self, name: str) -> bytes:
         if inner_path(name) is None and not name.startswith(os.sep):  # one from the root may name a file that is under it
             raise Unusable(Reason.ESCAPING_PATH, f"{name!r} leads out of {self.folder}")
-        return self._read_remote(name) if is_remote(self.folder) else self._read_local(name)
+        remote = is_remote(self.folder)
+        try:
+            return self._read_remote(name) if remote else self._read_local(name)
+        except Unusable as defect:
+            if defect.reason is Reason.MISSING_IMAGE:
+                defect.absent = (f"{self.folder.rstrip('/')}/{name}" if remote else os.path.join(self.folder, name),)
+            raise
 
     def _read_local(self, name: str) -> bytes:
         try:
@@ -158,6 +171,9 @@ class TarPictures:
     def check(self) -> None:
         self._index  # noqa: B018  read now rather than in the middle of a run
 
+    def files(self) -> list[InputFile]:
+        return [input_file(tar) for tar in self.tars]
+
     def read(self, name: str) -> bytes:
         clean = inner_path(name)
         if clean is None:
@@ -187,6 +203,18 @@ class TarPictures:
         return {"tars": self.tars, "names": self.names}
 
 
+def may_be_there(place: str) -> bool:
+    """Whether a picture that a folder did not have may be there by now. A store elsewhere is not asked: looking for each
+    would take about as long as reading the records again."""
+    if is_remote(place):
+        return True
+    try:
+        status = os.stat(place)
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size > 0
+
+
 def picture_store(
     where: str | Sequence[str], *, names: TarNames | str = TarNames.PATH, follow_links: bool = False
 ) -> PictureStore:
@@ -207,10 +235,11 @@ def picture_store(
         return FolderPictures(places[0], follow_links)
     if odd := [place for place in places if not place.endswith(".tar")]:
         raise ConfigError(f"pictures: {odd[0]} is no .tar as the others are; give tars or one folder")
-    tars: list[str] = []
+    tars: dict[str, str] = {}  # by where they are: of a tar that is given twice, all pictures would seem to be there twice
     for place in places:
-        tars += [place] if is_remote(place) else [file.url for file in expand_inputs([place])]
-    return TarPictures(tuple(dict.fromkeys(tars)), TarNames(names))
+        for tar in [place] if is_remote(place) else [file.url for file in expand_inputs([place])]:
+            tars.setdefault(tar if is_remote(tar) else os.path.realpath(tar), tar)
+    return TarPictures(tuple(tars.values()), TarNames(names))
 
 
 def store_names(reference: str, naming: PictureNaming) -> tuple[str, ...]:
@@ -235,7 +264,8 @@ def read_picture(reference: Any, store: PictureStore | None, naming: PictureNami
     `reference` may be the bytes themselves; a map with "bytes", or else "path" (as Hugging Face's datasets keep pictures);
     a "data:image/...;base64," URL; or a name, which `store` is asked for.
 
-    Raises Unusable: what `PictureStore.read` raises, and MISSING_IMAGE for anything else.
+    Raises Unusable: what `PictureStore.read` raises, and MISSING_IMAGE for anything else; `absent` are all the places where
+    it was looked for.
     """
     if isinstance(reference, Mapping):
         inner = reference.get("bytes")
@@ -251,6 +281,7 @@ def read_picture(reference: Any, store: PictureStore | None, naming: PictureNami
             Reason.MISSING_IMAGE, f"{shown(reference)} is to be found, and no folder or tar of pictures was given"
         )
     names = store_names(reference, naming)
+    absent: tuple[str, ...] = ()
     for name in names:
         if not name:
             break
@@ -259,7 +290,9 @@ def read_picture(reference: Any, store: PictureStore | None, naming: PictureNami
         except Unusable as defect:
             if defect.reason is not Reason.MISSING_IMAGE or len(names) == 1:
                 raise
-    raise Unusable(Reason.MISSING_IMAGE, f"nothing for {shown(reference)} by {naming.value}, tried as {names[0]!r}")
+            absent += defect.absent
+    detail = f"nothing for {shown(reference)} by {naming.value}, tried as {names[0]!r}"
+    raise Unusable(Reason.MISSING_IMAGE, detail, absent)
 
 
 def _inline(url: str) -> bytes:

@@ -28,5 +28,10 @@ def known_suffix(url: str, known: tuple[str, ...], what: str) -> str:
     return found
 
 
+def is_tar(url: str) -> bool:
+    """Also of a compressed one."""
+    return split_compression(url)[0].endswith(TAR_SUFFIXES)
+
+
 def is_parquet(url: str) -> bool:
     return split_compression(url)[0].endswith(PARQUET_SUFFIXES)

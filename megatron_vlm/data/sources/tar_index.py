@@ -95,16 +95,10 @@ class _Table:
         links: list[tuple[str, str]] = []
         try:
             with open_input(tar) as raw:
-                file: Any  # the type stubs leave out `members` and `offset`
-                with tarfile.open(fileobj=raw, mode="r:") as file:
-                    for member in file:
-                        file.members = []  # or it keeps a header for each member it has passed
-                        path = inner_path(member.name)
-                        if path is not None and member.islnk():
-                            links.append((path, member.linkname))
-                        elif path is not None and member.isreg() and not member.issparse():
-                            self._append(path, number, member.offset_data, member.size)
-                    _check_tail(raw, file.offset)
+                begin: int | None = 0
+                while begin is not None:  # tars that follow one another in a file are one
+                    raw.seek(begin)
+                    begin = _after(raw, begin, self._add_tar(number, raw, links))
         except _DAMAGE as error:
             if len(self._tars) == before:
                 raise DataError(
@@ -112,6 +106,19 @@ class _Table:
                 ) from None
             self._damage.append(f"{tar} is damaged, and not read to its end: {error}")
         self._resolve(links, before)
+
+    def _add_tar(self, number: int, raw: Any, links: list[tuple[str, str]]) -> int:
+        """Add the files of the tar that `raw` is at, and its hard links to `links`; where it ends."""
+        file: Any  # the type stubs leave out `members` and `offset`
+        with tarfile.open(fileobj=raw, mode="r:") as file:
+            for member in file:
+                file.members = []  # or it keeps a header for each member it has passed
+                path = inner_path(member.name)
+                if path is not None and member.islnk():
+                    links.append((path, member.linkname))
+                elif path is not None and member.isreg() and not member.issparse():
+                    self._append(path, number, member.offset_data, member.size)
+            return int(file.offset)
 
     def _append(self, path: str, number: int, offset: int, size: int) -> None:
         self._digests += member_digest(path, self._file_name)
@@ -140,9 +147,16 @@ class _Table:
         return TarIndex(digests[order], tars, offsets, sizes, tuple(self._damage))
 
 
-def _check_tail(raw: Any, end: int) -> None:
-    """Raise where anything but zeros follows `end`: `tarfile` takes a header that it cannot understand for the end."""
+def _after(raw: Any, begin: int, end: int) -> int | None:
+    """Where another tar begins after the one from `begin` to `end`: at the first block that is not all zeros; None where
+    there is none. Raises ReadError where there was nothing at `begin`: a header that `tarfile` cannot understand, which it
+    takes for the end."""
     raw.seek(end)
     while chunk := raw.read(1 << 20):
         if chunk.count(0) != len(chunk):
-            raise tarfile.ReadError(f"a member header is damaged near byte {end:,}")
+            if end == begin:
+                raise tarfile.ReadError(f"a member header is damaged near byte {end:,}")
+            zeros = len(chunk) - len(chunk.lstrip(b"\0"))
+            return end + zeros // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        end += len(chunk)
+    return None

@@ -6,8 +6,9 @@ from megatron_vlm.data.quarantine import Reason
 
 
 class Unusable(Exception):
-    """A record that cannot be used. `reason` is the kind of defect, the message what was seen."""
+    """A record that cannot be used. `reason` is the kind of defect, the message what was seen, `absent` where pictures
+    would lie that are not there, as of `Record`."""
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    def __init__(self, reason: Reason, detail: str, absent: tuple[str, ...] = ()) -> None:
         super().__init__(detail)
-        self.reason = reason
+        self.reason, self.absent = reason, absent

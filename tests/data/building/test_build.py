@@ -133,7 +133,7 @@ def test_parts_of_another_job_are_not_used(
     assert run(prose, tmp_path / "d", tokenizer).result.again == 3
 
 
-@pytest.mark.parametrize("suffix", [".bin", ".columns", ".json"])
+@pytest.mark.parametrize("suffix", [".bin", ".columns", ".rejections", ".json"])
 def test_a_part_that_did_not_reach_the_disk_is_made_again(
     prose: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
@@ -142,7 +142,7 @@ def test_a_part_that_did_not_reach_the_disk_is_made_again(
         stop_after(patched, 3)
         with pytest.raises(KeyboardInterrupt):
             run(prose, tmp_path / "a" / "d", tokenizer)
-    damaged = parts_folder(tmp_path / "a" / "d") / f"{1:08d}{suffix}"
+    damaged = parts_folder(tmp_path / "a" / "d") / f"{0:08d}{suffix}"
     damaged.write_bytes(bytes(damaged.stat().st_size))  # what a power cut leaves
     assert run(prose, tmp_path / "a" / "d", tokenizer).result.again == 2
     run(prose, tmp_path / "b" / "d", tokenizer)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import re
 import resource
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,63 @@ def test_a_run_that_waited_for_another_begins_with_a_folder_of_its_own(
     thread.join()
     assert summary.totals()["documents"] == 200
     assert names(tmp_path) == ["d.bin", "d.idx", "d.json", "d.sequences.npy", "prose.jsonl"]
+
+
+def in_use(path: str, folder: int | None) -> bool:
+    """Whether this process has a file open."""
+    status = os.stat(path, dir_fd=folder, follow_symlinks=False)
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if os.path.samestat(os.stat(f"/proc/self/fd/{number}"), status):
+                return True
+    return False
+
+
+def on_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an open file that is removed keep its place under another name until it is closed, as NFS clients do."""
+    own = os.unlink
+
+    def unlink(path: Any, *, dir_fd: int | None = None) -> None:
+        if not in_use(path, dir_fd):
+            own(path, dir_fd=dir_fd)
+        elif os.path.basename(path).startswith(".nfs"):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        else:
+            os.rename(path, os.path.join(os.path.dirname(path), ".nfs0001"), src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+
+
+def test_nothing_is_left_on_nfs(
+    prose: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_nfs(monkeypatch)
+    assert preprocess_text([str(prose)], tmp_path / "d", tokenizer).totals()["documents"] == 200
+    assert names(tmp_path) == ["d.bin", "d.idx", "d.json", "d.sequences.npy", "prose.jsonl"]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("call", ["rmdir", "replace"])
+def test_a_folder_that_cannot_be_removed_is_named_and_no_error(
+    prose: Path,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    call: str,
+) -> None:
+    own = getattr(os, call)
+
+    def busy(path: Any, *args: Any, **more: Any) -> Any:
+        if os.path.basename(path).startswith("d.parts"):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        return own(path, *args, **more)
+
+    monkeypatch.setattr(os, call, busy)
+    for _ in range(2):  # what the first left is no hindrance to the second
+        assert preprocess_text([str(prose)], tmp_path / "d", tokenizer).totals()["documents"] == 200
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.search(r"d\.parts(\.done)? could not be removed \(Directory not empty\), and is of no use any more", line)
 
 
 @contextmanager

@@ -277,6 +277,18 @@ def test_a_broken_array_keeps_what_comes_before(images: Path) -> None:
     assert "ends inside an element" in rest.detail
 
 
+def test_both_forms_of_turns_inside_parquet(tmp_path: Path) -> None:
+    """A column has one struct, so each turn has the other form's fields too, as null."""
+    names = {"human": "user", "gpt": "assistant"}
+    newer = [{"role": names[turn["from"]], "content": turn["value"]} for turn in says("a", "b")]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"conversations": [says("a", "b"), newer]}), path)
+    assert set(pq.read_table(path).to_pylist()[1]["conversations"][0]) == {"from", "value", "role", "content"}
+    documents = [outcome.documents for outcome in read(ConversationSource(), path) if isinstance(outcome, Record)]
+    assert len(documents) == 2
+    assert documents[0] == documents[1]
+
+
 def test_pictures_inside_parquet(tmp_path: Path) -> None:
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     schema = pa.schema([("id", pa.string()), ("image", picture), ("conversations", pa.list_(pa.struct(

@@ -167,6 +167,16 @@ def test_details_say_what_was_seen(make_tar: MakeTar, read_source: ReadSource) -
     ]
 
 
+def test_halves_of_records_are_told_that_they_should_be_neighbours(make_tar: MakeTar, read_source: ReadSource) -> None:
+    path = make_tar("a.tar", [("1.png", b"P"), ("2.png", b"P"), ("1.txt", b"t"), ("2.txt", b"t")])
+    outcomes = [outcome for outcome in read_source(ImageTextTar(), path) if isinstance(outcome, Rejection)]
+    ending = " alone, and members of a record have to be neighbours in the tar"
+    assert [outcome.detail for outcome in outcomes] == [
+        *[f"no 'txt' or 'json:caption'; it has a picture{ending}"] * 2,
+        *[f"no .jpeg, .jpg, .png, .webp; it has .txt{ending}"] * 2,
+    ]
+
+
 @pytest.mark.parametrize("name", ["../1.png", "a/../../1.png", "/tmp/1.png"])
 def test_paths_that_lead_out_of_the_tar_are_rejected(make_tar: MakeTar, read_source: ReadSource, name: str) -> None:
     caption = name.replace(".png", ".txt")

@@ -174,6 +174,17 @@ def test_keys_lead_into_objects_where_there_is_no_such_field(tmp_path: Path) -> 
     assert (bad.reason, bad.detail) == (Reason.MISSING_TEXT, "no field 'meta.text'; it has 'meta'")
 
 
+def test_a_field_that_is_null_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    def detail(key: str, line: bytes) -> str:
+        (outcome,) = read(JsonLines(key), write(tmp_path, line))
+        assert isinstance(outcome, Rejection)
+        return outcome.detail
+
+    assert detail("text", b'{"text": null, "id": 1}') == "field 'text' is null, not a string"
+    assert detail("meta.text", b'{"meta": {"text": null}}') == "field 'meta.text' is null, not a string"
+    assert detail("content", b'{"text": null, "id": 1}') == "no field 'content'; it has 'text' (null), 'id'"
+
+
 def test_ids_are_keys(tmp_path: Path) -> None:
     path = write(tmp_path, b"".join(b'{"text": "a", "id": %s}\n' % i for i in (b'"x"', b"7", b"null", b"[1]", b"true")))
     assert [record.key for record in read(JsonLines(), path)] == ["x", "7", "", "", ""]

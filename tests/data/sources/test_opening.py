@@ -47,6 +47,14 @@ def test_order_and_repetition(tmp_path: Path) -> None:
     assert [file.size for file in found] == [6, 6, 6, 11]
 
 
+def test_a_file_is_taken_once_whatever_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").touch()
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    found = expand_inputs(["a.jsonl", str(tmp_path / "a.jsonl"), "link/*.jsonl"])
+    assert [file.url for file in found] == ["a.jsonl"]
+
+
 def test_a_name_with_brackets_is_a_name(tmp_path: Path) -> None:
     (tmp_path / "a[1].tar").touch()
     assert names(expand_inputs([str(tmp_path / "a[1].tar")]), tmp_path) == ["a[1].tar"]

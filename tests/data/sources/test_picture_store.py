@@ -16,14 +16,17 @@ from hypothesis import strategies as st
 
 from megatron_vlm.data.quarantine import Reason
 from megatron_vlm.data.sources import picture_store as module
+from megatron_vlm.data.sources.opening import input_file
 from megatron_vlm.data.sources.picture_store import (
     FolderPictures,
     PictureNaming,
     PictureStore,
     TarNames,
     TarPictures,
+    may_be_there,
     picture_store,
     read_picture,
+    store_names,
 )
 from megatron_vlm.data.sources.unusable import Unusable
 from megatron_vlm.errors import ConfigError, DataError
@@ -129,6 +132,36 @@ def test_tars_by_file_name(make_tar: MakeTar) -> None:
 def test_a_tar_that_was_changed_is_read_anew(make_tar: MakeTar) -> None:
     assert picture_store(str(make_tar("p.tar", [("a.jpg", b"A")]))).read("a.jpg") == b"A"
     assert picture_store(str(make_tar("p.tar", [("0.jpg", b"0" * 9999), ("a.jpg", b"B")]))).read("a.jpg") == b"B"
+
+
+def test_a_tar_that_is_named_twice_is_read_once(make_tar: MakeTar, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_tar("p.tar", [("a.jpg", b"A")])
+    monkeypatch.chdir(path.parent)
+    assert picture_store(["p.tar", str(path), "./p.tar"]).read("a.jpg") == b"A"
+
+
+def test_files_of_a_store(make_tar: MakeTar, folder: Path) -> None:
+    tar = make_tar("p.tar", [("a.jpg", b"A")])
+    assert picture_store(str(folder)).files() == []
+    assert picture_store(str(tar)).files() == [input_file(str(tar))]
+
+
+@pytest.mark.parametrize("naming", [PictureNaming.PATH, PictureNaming.URL_MD5])
+def test_where_an_absent_picture_would_lie(naming: PictureNaming, folder: Path, make_tar: MakeTar) -> None:
+    with pytest.raises(Unusable) as caught:
+        read_picture("a/none.jpg", FolderPictures(str(folder)), naming)
+    absent = caught.value.absent
+    assert [os.path.relpath(place, folder) for place in absent] == list(store_names("a/none.jpg", naming))
+    assert not any(map(may_be_there, absent))
+    Path(absent[-1]).touch()  # a copy that has just begun
+    assert not may_be_there(absent[-1])
+    Path(absent[-1]).write_bytes(b"P")
+    assert may_be_there(absent[-1])
+    assert may_be_there("s3://bucket/none.jpg")
+    assert not may_be_there("a\0b")
+    with pytest.raises(Unusable) as caught:
+        read_picture("none.jpg", picture_store(str(make_tar("p.tar", [("a.jpg", b"A")]))), naming)
+    assert caught.value.absent == ()
 
 
 @given(name=st.text(max_size=12) | st.sampled_from(["../x", "a/../..", "/", "./", "a//b", "\0", "..", "...", "a" * 400]))

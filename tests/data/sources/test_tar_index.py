@@ -82,6 +82,25 @@ def test_a_damaged_tar_gives_what_comes_before_and_says_so(tmp_path: Path) -> No
     assert "damaged" in open_tar_index((str(path),)).damage[0]
 
 
+def test_tars_that_follow_one_another_in_a_file_are_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    stored = b""
+    for name in ("one.jpg", "two.jpg", "three.jpg"):
+        write_tar(path, {name: name.encode()})
+        stored += path.read_bytes()
+    path.write_bytes(stored)
+    index = open_tar_index((str(path),))
+    assert index.damage == ()
+    for name in ("one.jpg", "two.jpg", "three.jpg"):
+        place = index.find(member_digest(name, False))
+        assert place is not None
+        assert stored[place[1] : place[1] + place[2]] == name.encode()
+    path.write_bytes(stored + b"no header" * 100)
+    index = open_tar_index((str(path),))
+    assert len(index.digests) == 3
+    assert f"near byte {len(stored):,}" in index.damage[0]
+
+
 def test_what_is_no_tar_is_told(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     write_tar(path, {"a.jpg": b"A"})
