@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--vocab-rows", type=int, metavar="N", help="rows of the word embeddings (default: the tokenizer's)")
     out.add_argument("--shard-size", default="4GB", metavar="SIZE", help="of a file at most (default: 4GB)")
     out.add_argument("--chat-template", default="plain", metavar="NAME", help="as preprocess takes it (default: plain)")
-    out.add_argument("--no-tokenizer", action="store_true", help="leave tokenizer and processor out")
+    out.add_argument("--no-tokenizer", action="store_true", help="write no tokenizer and no processor; their ids stay")
     for way in (into, out):
         way.add_argument(
             "--dtype", choices=("keep", "float32", "bfloat16", "float16"), default="keep", help="of the tensors written"
@@ -129,6 +129,8 @@ def _export(args: argparse.Namespace) -> int:
         return 0
     files = run_export(plan, args.to, size_in_bytes(args.shard_size), args.chat_template)
     print(f"wrote {args.to}: {plan.architecture}, {len(files)} file(s) of weights, {plan.rows:,} words")
+    for note in plan.notes:
+        print(f"note: {note}")
     return 0
 
 

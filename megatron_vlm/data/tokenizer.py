@@ -181,6 +181,10 @@ class Tokenizer:
             known = " or ".join(map(repr, near)) or ", ".join(map(repr, self.special_names))
             raise DataError(f"{self._origin} has no special token {name!r}; it has {known}") from None
 
+    def has_special(self, name: str) -> bool:
+        """Whether there is a special token that is exactly `name`."""
+        return name in self._backend.special_ids
+
     def description(self) -> dict[str, Any]:
         """What a dataset's metadata say of its tokenizer: form, fingerprint, size, and the special tokens' names and ids."""
         ids = (self.eod_id, self.image_token_id, self.pad_id)

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from megatron_vlm.config.loading import to_yaml
 from megatron_vlm.config.run import RunConfig
 
 
-def model_card(config: RunConfig, run: dict[str, Any], architecture: str, pictures: bool, notes: list[str]) -> str:
+@dataclass(frozen=True)
+class Opening:
+    """What a folder is opened with.
+
+    Attributes:
+        tag: what the model does, in the hub's words.
+        model: the class of transformers that opens it.
+        beside: the class that opens what makes its inputs; empty where the folder holds no such files.
+        speaks: whether it reads and says text.
+    """
+
+    tag: str
+    model: str
+    beside: str = ""
+    speaks: bool = True
+
+    def lines(self) -> list[str]:
+        found = {"model": self.model, **({_VARIABLES[self.beside]: self.beside} if self.beside else {})}
+        calls = [f'{variable} = {name}.from_pretrained("FOLDER")' for variable, name in found.items()]
+        return [f"from transformers import {', '.join(found.values())}", *calls]
+
+
+_SAID = "Nothing is put before a text, and documents end with the end-of-document token, as in training."
+_VARIABLES = {"AutoProcessor": "processor", "AutoTokenizer": "tokenizer", "AutoImageProcessor": "processor"}
+
+
+def model_card(config: RunConfig, run: dict[str, Any], architecture: str, opening: Opening, notes: list[str]) -> str:
     """Front matter and text, in the hub's form. Claims nothing that the checkpoint does not hold: no scores, no licence."""
-    tag = "image-text-to-text" if pictures else "text-generation"
-    auto = "AutoModelForImageTextToText" if pictures else "AutoModelForCausalLM"
     step, total = int(run["step"]), config.total_steps
     origin = run.get("imported", {}).get("from", {})
     trained = (
@@ -22,7 +47,7 @@ def model_card(config: RunConfig, run: dict[str, Any], architecture: str, pictur
     lines = [
         "---",
         "library_name: transformers",
-        f"pipeline_tag: {tag}",
+        f"pipeline_tag: {opening.tag}",
         "tags: [megatron-vlm]",
         "---",
         "",
@@ -31,15 +56,11 @@ def model_card(config: RunConfig, run: dict[str, Any], architecture: str, pictur
         f"Exported by megatron-vlm {run['version']}. {trained}",
         "",
         "```python",
-        f"from transformers import {auto}, {'AutoProcessor' if pictures else 'AutoTokenizer'}",
-        f'model = {auto}.from_pretrained("FOLDER")',
-        f"{'processor' if pictures else 'tokenizer'} = "
-        f'{"AutoProcessor" if pictures else "AutoTokenizer"}.from_pretrained("FOLDER")',
+        *opening.lines(),
         "```",
         "",
-        "Nothing is put before a text, and documents end with the end-of-document token, as in training.",
-        *[f"\n{note}" for note in notes],
-        "",
+        *([_SAID, ""] if opening.speaks else []),
+        *[line for note in notes for line in (note, "")],
         "<details><summary>Configuration of the run</summary>",
         "",
         "```yaml",

@@ -45,6 +45,31 @@ def processor_note(pictures: PicturesConfig) -> str | None:
     )
 
 
+def patches_note(model: ModelConfig, pictures: PicturesConfig, image_token: str) -> str:
+    """How pictures become the inputs of a class that takes patches, for which there is no processor of ours."""
+    vision = model.vision
+    side, patch, rows = vision.image_size, vision.patch_size, model.image_tokens
+    return (
+        f"There is no processor in this folder, since the class's own keeps a picture's shape. Put a picture into the "
+        f"encoder's square of {side} x {side} pixels (training: `{pictures.resize}`), bring pixels to 0 to 1, take off the "
+        f"mean {list(vision.pixel_mean)} and divide by {list(vision.pixel_std)}. Cut it into patches of {patch} x {patch} "
+        f"pixels, row by row, channels last in each: `pixel_values` [1, {vision.patches}, {3 * patch**2}], "
+        f"`spatial_shapes` [[{vision.grid}, {vision.grid}]], `pixel_attention_mask` of ones. In the text it is "
+        f"`{image_token}`, {rows} times."
+    )
+
+
+def size_note(trained: ModelConfig, own: ModelConfig) -> str | None:
+    """Where the last stage showed pictures of another size than the encoder's own; None where it did not."""
+    size, before = trained.vision.image_size, own.vision.image_size
+    if size == before:
+        return None
+    return (
+        f"Pictures are {size} pixels a side, as in the last stage that was trained; the encoder's positions are "
+        f"interpolated to it from those of {before}."
+    )
+
+
 def write_processor(folder: Path, model: ModelConfig, pictures: PicturesConfig, image_token: str) -> None:
     """Both files of a LlavaProcessor."""
     atomic_file.write_text(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.loading import load_config
 from megatron_vlm.config.parallel import ParallelConfig
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.data.picture_input import PictureInput
 from megatron_vlm.models.language import packed_row
 from megatron_vlm.parallel import topology
 from megatron_vlm.training.checkpoint import checkpoint_config, load_model
@@ -48,6 +50,13 @@ PICTURE: dict[str, Any] = {
 
 def base_config() -> RunConfig:
     return load_config(preset="tiny", overrides=["--logging.tensorboard", "false"])
+
+
+def small_tokenizer(folder: Path) -> Path:
+    """A tokenizer of ROWS words: the last three are the end of a document, a picture and padding."""
+    model = {"type": "WordLevel", "vocab": {f"w{n}": n for n in range(ROWS - 3)}, "unk_token": "w0"}
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    return folder / "tokenizer.json"
 
 
 def randomized(model: torch.nn.Module, seed: int = 11) -> Any:
@@ -101,13 +110,14 @@ def our_logits(
     at = tokens == image_token
     row_index = torch.where(at, at.flatten().cumsum(0).view_as(tokens) - 1, -1).to(torch.int32)
     length = tokens.size(1)
+    shown = None if images is None else PictureInput(len(images), int(at.sum()), images)
 
     def step(batches: Any, model: Any) -> tuple[Tensor, Callable[..., Any]]:
         out = model(
             tokens=next(batches),
             position_ids=torch.arange(length).unsqueeze(0),
             packed_seq_params=packed_row(torch.tensor([0, length]), length),
-            pixels=images,
+            pictures=shown,
             row_index=row_index,
         )
         return out, lambda value, non_loss_data=False: value

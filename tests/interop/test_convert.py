@@ -115,6 +115,8 @@ def test_a_configuration_that_the_weights_do_not_fit_is_named(tmp_path: Path) ->
         ({"model_type": "stablelm", "use_parallel_residual": True}, "share a norm"),
         ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_position_embeddings": 99}, "sees 8"),
         ({"attention_bias": True}, "attention_bias"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5: transformers' class turns whole heads"),
+        ({"model_type": "gemma", "rope_parameters": {"partial_rotary_factor": 0.25}}, "partial_rotary_factor 0.25"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope scaling 'yarn'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0}}, "low_freq_factor"),
         ({"model_type": "mistral", "sliding_window": 128, "max_position_embeddings": 4096}, "sees 128 positions back"),

@@ -18,7 +18,7 @@ from megatron_vlm.config.pictures import PicturesConfig
 from megatron_vlm.data.tokenizer import Tokenizer
 from megatron_vlm.interop.checkpoint_writer import write_checkpoint
 from megatron_vlm.interop.exporting import plan_export, run_export
-from megatron_vlm.interop.importing import plan_import, run_import
+from megatron_vlm.interop.importing import plan_import, run_import, with_tokenizer_of
 from megatron_vlm.interop.model_tensors import model_tensors
 from megatron_vlm.interop.sources import open_source
 from megatron_vlm.models.language import padded_vocab_size
@@ -32,17 +32,36 @@ SMALL = {
     "model.language": "{num_layers: 2, hidden_size: 64, num_attention_heads: 4, num_query_groups: 2, ffn_hidden_size: 96}",
     "model.vision": "{num_layers: 2, hidden_size: 32, image_size: 32, patch_size: 8}",
     "data.tokenizer": str(SAMPLE / "tokenizer"),
+    "schedule.train_steps": "10",
 }
+#: the last stage shows pictures of twice the side, so that positions are interpolated
+LARGER = {"curriculum.stages.1.image_size": "64"}
 #: name -> fields, the class it becomes, the family of its decoder
 CASES: dict[str, tuple[dict[str, str], str, str]] = {
     "tiny": ({}, "Lfm2VlForConditionalGeneration", "qwen3"),
     "paper_block": (
-        {"model.language.normalization": "layernorm_gain", "model.projector.pixel_shuffle": "1"},
+        {
+            "model.language.normalization": "layernorm_gain",
+            "model.language.rotary_percent": "0.5",
+            "model.projector.pixel_shuffle": "1",
+        },
         "Lfm2VlForConditionalGeneration",
         "stablelm",
     ),
     "llava": (
         {"model.vision.final_norm": "false", "model.projector.pixel_shuffle": "1", "model.language.qk_layernorm": "false"},
+        "LlavaForConditionalGeneration",
+        "llama",
+    ),
+    "larger": (LARGER, "Lfm2VlForConditionalGeneration", "qwen3"),
+    "larger_llava": (
+        {
+            **LARGER,
+            "model.vision.kind": "clip",
+            "model.vision.final_norm": "false",
+            "model.projector.pixel_shuffle": "1",
+            "model.language.qk_layernorm": "false",
+        },
         "LlavaForConditionalGeneration",
         "llama",
     ),
@@ -75,7 +94,7 @@ def _checkpoint(case: str, folder: Path) -> tuple[Any, Path]:
         )
         for name, shape in shapes.items()
     )
-    facts = {"tokenizer_fingerprint": tokenizer.fingerprint}
+    facts = {"tokenizer_fingerprint": tokenizer.fingerprint, "step": 10 if case.startswith("larger") else 0}
     return config, write_checkpoint(folder / "run", config, tensors, facts)
 
 
@@ -85,22 +104,24 @@ def _exported(case: str, folder: Path) -> Outcome:
 
     config, _ = _checkpoint(case, folder)
     tokenizer = Tokenizer.load(SAMPLE / "tokenizer")
-    run_export(plan_export(folder / "run"), folder / "out")
+    plan = plan_export(folder / "run")
+    run_export(plan, folder / "out")
     # in again and out again: the same bits
-    run_import(plan_import([open_source(folder / "out")], load_config(preset="tiny")), folder / "run_again")
+    sources = [open_source(folder / "out")]
+    run_import(plan_import(sources, with_tokenizer_of(sources, load_config(preset="tiny"))), folder / "run_again")
     run_export(plan_export(folder / "run_again", family=CASES[case][2]), folder / "out_again")
     before, after = (load_file(folder / name / "model.safetensors") for name in ("out", "out_again"))
-    unused = ("post_layernorm",) if case == "llava" else ()
-    changed = [n for n in before.keys() | after.keys() if n not in unused and not torch.equal(before[n], after[n])]
+    changed = [n for n in before.keys() | after.keys() if not torch.equal(before[n], after[n])]
     words = tokenizer.encode("A red kite over the sea.")
-    tokens = [*words[:3], *[tokenizer.image_token_id] * config.model.image_tokens, *words[3:], tokenizer.eod_id]
-    pixels = pixel_values(config, pictures(1))
+    tokens = [*words[:3], *[tokenizer.image_token_id] * plan.model.image_tokens, *words[3:], tokenizer.eod_id]
+    pixels = pixel_values(config, pictures(1, plan.model.vision.image_size))
     given: dict[str, Any] = {"pixel_values": pixels}
-    if case != "llava":
+    if "llava" not in case:
+        grid, count = plan.model.vision.grid, plan.model.vision.patches
         # as Siglip2's processor cuts them: patch by patch, row by row, channels last
-        patches = pixels.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 4, 5, 1).reshape(1, 16, 192)
-        shape = {"spatial_shapes": torch.tensor([[4, 4]]), "pixel_attention_mask": torch.ones(1, 16, dtype=torch.long)}
-        given = {"pixel_values": patches, **shape}
+        patches = pixels.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 4, 5, 1).reshape(1, count, 192)
+        seen = torch.ones(1, count, dtype=torch.long)
+        given = {"pixel_values": patches, "spatial_shapes": torch.tensor([[grid, grid]]), "pixel_attention_mask": seen}
     model, info = transformers.AutoModelForImageTextToText.from_pretrained(folder / "out", output_loading_info=True)
     logits = model.eval()(input_ids=torch.tensor([tokens]), **given).logits[0].numpy()
     wrong = [*info["missing_keys"], *info["unexpected_keys"]]
@@ -140,7 +161,8 @@ def _ours(folder: Path, tokens: dict[str, list[int]]) -> dict[str, np.ndarray]:
     for case, ids in tokens.items():
         step = folder / case / "run" / "checkpoints" / "step-00000000"
         words = Tokenizer.load(SAMPLE / "tokenizer").vocab_size
-        logits = our_logits(step, torch.tensor([ids]), pictures(1), image, words=words)
+        shown = pictures(1, 64 if case.startswith("larger") else 32)
+        logits = our_logits(step, torch.tensor([ids]), shown, image, words=words)
         assert logits is not None
         found[case] = logits[:, :words].numpy()
     return found

@@ -22,7 +22,16 @@ from megatron_vlm.training.checkpoint import checkpoint_config, load_model
 from megatron_vlm.training.engine import Engine, unwrap
 from tests.distributed.ranks import run_ranks
 from tests.distributed.tiny_run import SAMPLE
-from tests.interop.oracles import ROWS, base_config, our_logits, pictures, pixel_values, randomized, word_ids
+from tests.interop.oracles import (
+    ROWS,
+    base_config,
+    our_logits,
+    pictures,
+    pixel_values,
+    randomized,
+    small_tokenizer,
+    word_ids,
+)
 from tests.interop.vision_models import IMAGE_TOKEN, LLAVAS, TOWERS, llava, tower
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -79,7 +88,8 @@ def _converted_llava(case: str, folder: Path) -> Outcome:
 
     model = randomized(llava(case))
     model.save_pretrained(folder / "hf")
-    plan = plan_import([open_source(folder / "hf")], base_config())
+    tokenizer = small_tokenizer(folder)
+    plan = plan_import([open_source(folder / "hf")], base_config(), ["--data.tokenizer", str(tokenizer)])
     pixels = pixel_values(plan.config, pictures(2))
     theirs = model(input_ids=_prompt(), pixel_values=pixels).logits[0]
     run_import(plan, folder / "run")

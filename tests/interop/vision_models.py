@@ -15,7 +15,7 @@ LLAVAS = {
     "clip_mistral": ("clip", "mistral", 2),
     "dinov2_llama": ("dinov2", "llama", -1),
 }
-IMAGE_TOKEN = 149
+IMAGE_TOKEN = 148  # of `oracles.small_tokenizer`
 
 
 def tower_config(case: str) -> Any:

@@ -7,13 +7,13 @@ from typing import Any
 
 from megatron_vlm.config.model import VisionConfig
 from megatron_vlm.interop.families.encoder import (
-    ACTIVATION_NAMES,
     LayerNames,
     norm_entries,
     read_activation,
     skipped_layers,
     vit_layers,
     vit_sizes,
+    write_activation,
 )
 from megatron_vlm.interop.layouts import Same, Shape
 from megatron_vlm.interop.mapping import Entry, Ignored, TensorMapping, VisionFamily, refuse
@@ -68,7 +68,7 @@ def write(vision: VisionConfig) -> dict[str, Any]:
         "hidden_size": hidden,
         "mlp_ratio": ratio,
         "num_attention_heads": vision.num_attention_heads,
-        "hidden_act": "gelu" if gated else ACTIVATION_NAMES[vision.activation],
+        "hidden_act": "gelu" if gated else write_activation(vision),
         "use_swiglu_ffn": gated,
         "layer_norm_eps": vision.norm_epsilon,
         "qkv_bias": True,

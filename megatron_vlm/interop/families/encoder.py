@@ -27,6 +27,14 @@ def read_activation(family: str, name: str) -> Activation:
     return _ACTIVATIONS[name]
 
 
+def write_activation(vision: VisionConfig) -> str:
+    """As transformers calls it. Raises Unexpressed for one that the family's MLP does not have."""
+    if vision.activation not in ACTIVATION_NAMES:
+        known = ", ".join([*ACTIVATION_NAMES, *(["swiglu"] if vision.kind == "dinov2" else [])])
+        raise Unexpressed(f"{vision.kind}: model.vision.activation is {vision.activation}, none of the family's {known}")
+    return ACTIVATION_NAMES[vision.activation]
+
+
 @dataclass(frozen=True)
 class LayerNames:
     """Names of a layer's parts, the layer's number in `layer`."""

@@ -59,12 +59,21 @@ def read_rope(config: Mapping[str, Any], default_base: float = 10000.0, default_
     return Rope(int(base), float(percent), factor)
 
 
-def write_rope(base: int, percent: float, factor: float | None) -> dict[str, Any]:
-    """`rope_parameters` as transformers 5 reads them."""
-    partial = {} if percent == 1.0 else {"partial_rotary_factor": percent}
+def partial_reason(rope: Rope) -> str:
+    """Why a share of a head is refused by the families whose class turns all of it; empty where it is all."""
+    if rope.percent == 1.0:
+        return ""
+    return (
+        f"partial_rotary_factor {rope.percent:g}: transformers' class turns whole heads whatever this says; if the model "
+        f"was trained so, take it out of its config.json"
+    )
+
+
+def write_rope(base: int, factor: float | None) -> dict[str, Any]:
+    """`rope_parameters` as transformers 5 reads them. The share of a head is not among them: few classes heed it."""
     if factor is None:
-        return {"rope_type": "default", "rope_theta": float(base), **partial}
-    return {"rope_type": "llama3", "rope_theta": float(base), "factor": factor, **_LLAMA3, **partial}
+        return {"rope_type": "default", "rope_theta": float(base)}
+    return {"rope_type": "llama3", "rope_theta": float(base), "factor": factor, **_LLAMA3}
 
 
 def window_reason(config: Mapping[str, Any], uses: bool = True) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_vlm.config.model import LanguageConfig
 from megatron_vlm.interop.families.decoder import decoder_mapping, read_sizes, sizes, unlike
-from megatron_vlm.interop.families.fields import read_rope, write_rope
+from megatron_vlm.interop.families.fields import partial_reason, read_rope, write_rope
 from megatron_vlm.interop.mapping import LanguageFamily, refuse
 
 #: why later ones are refused, by model_type
@@ -24,14 +24,15 @@ REFUSED = {
 
 def read(config: Mapping[str, Any]) -> LanguageConfig:
     act = config.get("hidden_activation") or config.get("hidden_act") or "gelu_pytorch_tanh"
+    rope = read_rope(config)
     refuse(
         "gemma",
         [
+            partial_reason(rope),
             f"hidden activation {act!r}, not gelu_pytorch_tanh" if act not in ("gelu_pytorch_tanh", "gelu") else "",
             "attention_bias: its output matrix has a bias and its MLP has none" if config.get("attention_bias") else "",
         ],
     )
-    rope = read_rope(config)
     return LanguageConfig(
         **read_sizes({"head_dim": 256, **config}, tied=True),
         normalization="rmsnorm",
@@ -41,7 +42,6 @@ def read(config: Mapping[str, Any]) -> LanguageConfig:
         qk_layernorm=False,
         embedding_scale=math.sqrt(config["hidden_size"]),
         rotary_base=rope.base,
-        rotary_percent=rope.percent,
         rope_scaling_factor=rope.factor,
     )
 
@@ -60,6 +60,7 @@ def write(language: LanguageConfig, rows: int) -> dict[str, Any]:
             parallel_residual=False,
             norm_after=False,
             qk_layernorm_full_width=False,
+            rotary_percent=1.0,
             embedding_scale=math.sqrt(language.hidden_size),
         ),
     )
@@ -70,7 +71,7 @@ def write(language: LanguageConfig, rows: int) -> dict[str, Any]:
         "head_dim": language.head_dim,
         "rms_norm_eps": language.norm_epsilon,
         "attention_bias": False,
-        "rope_parameters": write_rope(language.rotary_base, language.rotary_percent, language.rope_scaling_factor),
+        "rope_parameters": write_rope(language.rotary_base, language.rope_scaling_factor),
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_vlm.config.model import LanguageConfig
 from megatron_vlm.interop.families.decoder import decoder_mapping, read_sizes, sizes, unlike
-from megatron_vlm.interop.families.fields import read_rope, write_rope
+from megatron_vlm.interop.families.fields import partial_reason, read_rope, write_rope
 from megatron_vlm.interop.mapping import LanguageFamily, refuse
 
 #: what every family with these layers has, and this project's model can have otherwise
@@ -20,6 +20,7 @@ PLAIN: dict[str, Any] = {
     "embedding_scale": 1.0,
     "qk_layernorm_full_width": False,
     "norm_after": False,
+    "rotary_percent": 1.0,
 }
 
 #: what transformers takes where config.json is silent, as those of many vision-language models are
@@ -32,22 +33,22 @@ DEFAULTS: dict[str, Any] = {
 
 
 def read(config: Mapping[str, Any]) -> LanguageConfig:
+    rope = read_rope(config)
     refuse(
         "llama",
         [
+            partial_reason(rope),
             "attention_bias: its output matrix has a bias and its MLP has none" if config.get("attention_bias") else "",
             "mlp_bias: its MLP has biases and its attention has none" if config.get("mlp_bias") else "",
             f"hidden_act {config.get('hidden_act')!r}, not silu" if config.get("hidden_act", "silu") != "silu" else "",
         ],
     )
-    rope = read_rope(config)
     return LanguageConfig(
         **read_sizes({**DEFAULTS, **config}),
         normalization="rmsnorm",
         norm_epsilon=float(config.get("rms_norm_eps", 1e-6)),
         qk_layernorm=False,
         rotary_base=rope.base,
-        rotary_percent=rope.percent,
         rope_scaling_factor=rope.factor,
     )
 
@@ -61,7 +62,7 @@ def write(language: LanguageConfig, rows: int) -> dict[str, Any]:
         "rms_norm_eps": language.norm_epsilon,
         "attention_bias": False,
         "mlp_bias": False,
-        "rope_parameters": write_rope(language.rotary_base, language.rotary_percent, language.rope_scaling_factor),
+        "rope_parameters": write_rope(language.rotary_base, language.rope_scaling_factor),
     }
 
 

@@ -85,6 +85,8 @@ def problems(model: ModelConfig) -> list[str]:
         found.append(f"model.projector.pixel_shuffle is {projector.pixel_shuffle}, and LLaVA folds no patches")
     if vision.final_norm:
         found.append("model.vision.final_norm is true, and LLaVA takes features before the norm after the last layer")
+    if not vision.num_layers:
+        found.append("model.vision.num_layers is 0, and LLaVA takes the features of a layer")
     if vision.prefix_tokens > 1:
         found.append(f"{vision.prefix_tokens} tokens before the patches, of which LLaVA takes off one")
     return found

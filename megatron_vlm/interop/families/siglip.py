@@ -7,13 +7,13 @@ from typing import Any
 
 from megatron_vlm.config.model import VisionConfig
 from megatron_vlm.interop.families.encoder import (
-    ACTIVATION_NAMES,
     LayerNames,
     norm_entries,
     read_activation,
     skipped_layers,
     vit_layers,
     vit_sizes,
+    write_activation,
 )
 from megatron_vlm.interop.layouts import Same, Shape
 from megatron_vlm.interop.mapping import Entry, Ignored, TensorMapping, VisionFamily
@@ -47,7 +47,7 @@ def write(vision: VisionConfig) -> dict[str, Any]:
         "hidden_size": vision.hidden_size,
         "intermediate_size": vision.ffn_width,
         "num_attention_heads": vision.num_attention_heads,
-        "hidden_act": ACTIVATION_NAMES[vision.activation],
+        "hidden_act": write_activation(vision),
         "layer_norm_eps": vision.norm_epsilon,
         "vision_use_head": False,
     }

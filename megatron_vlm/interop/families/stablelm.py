@@ -63,7 +63,7 @@ def write(language: LanguageConfig, rows: int) -> dict[str, Any]:
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "rope_parameters": {
-            **write_rope(language.rotary_base, language.rotary_percent, language.rope_scaling_factor),
+            **write_rope(language.rotary_base, language.rope_scaling_factor),
             "partial_rotary_factor": language.rotary_percent,
         },
     }
