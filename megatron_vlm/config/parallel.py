@@ -43,7 +43,8 @@ class ParallelConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     #: layers: megatron-core with Transformer Engine kernels, or with PyTorch's own; auto: transformer_engine on CUDA
     layer_spec: Literal["auto", "host", "transformer_engine"] = "auto"
-    #: seconds after which a collective that one rank does not join ends the run
+    #: seconds after which a collective that one rank does not join ends the run; while ranks are watched
+    #: (`faults.timeout_s`), `faults.long_timeout_s` if that is more
     timeout_s: int = 600
 
     @property

@@ -40,6 +40,17 @@ def sharded_parameters(chunks: Sequence[MegatronModule]) -> Iterator[ShardedTens
         yield from sharded_leaves(chunk.sharded_state_dict(metadata=dict(SHARDING_METADATA)))
 
 
+def note_global_names(chunks: Sequence[MegatronModule]) -> None:
+    """Give every parameter an attribute `global_name`: what checkpoints call it, without the layout's own counting of
+    layers. What they leave out has its local name."""
+    for chunk in chunks:
+        state = chunk.sharded_state_dict(metadata=dict(SHARDING_METADATA))
+        for name, parameter in chunk.named_parameters():
+            entry = state.get(name)
+            found = isinstance(entry, (ShardedTensor, ShardedTensorFactory))
+            parameter.global_name = entry.key if found else name
+
+
 def _generator(seed: int, name: str) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

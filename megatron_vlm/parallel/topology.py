@@ -67,11 +67,14 @@ def choose_device(wanted: str) -> str:
     return "cuda" if available else "cpu"
 
 
-def initialize(parallel: ParallelConfig, seed: int) -> Topology:
+def initialize(parallel: ParallelConfig, seed: int, timeout_s: float | None = None) -> Topology:
     """Join the process group, build megatron-core's groups for the layout, seed its RNG tracker.
+
+    Collectives end after `timeout_s`; None: `parallel.timeout_s`.
 
     On a machine without a GPU the host platform is installed first. Works under torchrun, and alone as one rank.
     """
+    timeout_s = parallel.timeout_s if timeout_s is None else timeout_s
     device_type = choose_device(parallel.device)
     if device_type == "cpu":
         from megatron_vlm.parallel import host
@@ -92,7 +95,7 @@ def initialize(parallel: ParallelConfig, seed: int) -> Topology:
         device = torch.device("cpu")
     if not dist.is_initialized():
         backend = "nccl" if device_type == "cuda" else "gloo"
-        timeout = timedelta(seconds=parallel.timeout_s)
+        timeout = timedelta(seconds=timeout_s)
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             store, rank, world_size = next(iter(rendezvous("env://", timeout=timeout)))
             own = dist.PrefixStore(agreed_name(store, rank, world_size, timeout), store)
@@ -109,7 +112,7 @@ def initialize(parallel: ParallelConfig, seed: int) -> Topology:
             virtual_pipeline_model_parallel_size=vp if vp > 1 else None,
             context_parallel_size=parallel.context_parallel_size,
             # megatron-core makes a timedelta of it: else its groups would wait for half an hour
-            distributed_timeout_minutes=parallel.timeout_s / 60,
+            distributed_timeout_minutes=timeout_s / 60,
         )
     # context-parallel ranks hold parts of one row, and drop other values of them
     context_rank = parallel_state.get_context_parallel_rank()

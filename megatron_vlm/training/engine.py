@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.transformer.module import Float16Module, MegatronModule
@@ -17,15 +18,15 @@ from megatron_vlm.config.data import TokenCounts
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data.micro_batch import MicroBatch
 from megatron_vlm.models.fp8 import without_fp8
-from megatron_vlm.models.initialization import initialize_parameters
+from megatron_vlm.models.initialization import initialize_parameters, note_global_names
 from megatron_vlm.models.vlm import VisionLanguageModel
 from megatron_vlm.parallel.picture_shares import sum_gradients
 from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training.data_parallel import DataParallel
 from megatron_vlm.training.encoding import StepEncoding
 from megatron_vlm.training.layer_graphs import LayerGraphs
-from megatron_vlm.training.optimizer import Optimizer, read_state, write_state
-from megatron_vlm.training.parameter_groups import frozen_in, held_at_zero, updated_beside
+from megatron_vlm.training.optimizer import Optimizer, read_state, trained_labels, write_state
+from megatron_vlm.training.parameter_groups import frozen_in, global_name, held_at_zero, updated_beside
 from megatron_vlm.training.updates import UpdateCount
 from megatron_vlm.training.user_buffers import start_user_buffers
 
@@ -46,6 +47,7 @@ def build_chunks(config: RunConfig, tokens: TokenCounts, topology: Topology) -> 
         )
         chunks.append(model)
     initialize_parameters(chunks, config.model.language, config.schedule.seed)
+    note_global_names(chunks)
     wrapped: list[MegatronModule] = []
     for model in chunks:
         model.to(topology.device)
@@ -94,6 +96,8 @@ class Engine:
         self.optimizer: Optimizer
         self.stage = -1
         self.updates = UpdateCount()
+        #: global name of each parameter that this rank trains -> its group
+        self._labels: dict[str, str] = {}
         #: fp64 scalar that the coming step's gradients are divided by, summed over data-parallel ranks; the last pipeline
         #: stage's counts. None: the number of labels, as megatron-core counts them
         self.label_total: Tensor | None = None
@@ -107,19 +111,34 @@ class Engine:
         freeze = self.config.curriculum.stages[stage].freeze
         same = self.ddp and not anew and set(freeze) == set(self.config.curriculum.stages[self.stage].freeze)
         self.stage = stage
-        self.updates.enter_stage(stage)
         if same:
             return False
-        carried = read_state(self.optimizer, self.ddp) if self.ddp else ({}, 0)
+        carried = read_state(self.optimizer, self.ddp) if self.ddp else {}
+        ages = {name: self.updates.age(label) for name, label in self._labels.items()}
         self._release()
         for chunk in self.chunks:
-            for name, parameter in chunk.named_parameters():
+            for local, parameter in chunk.named_parameters():
+                name = global_name(local, parameter)
                 held = held_at_zero(name, self.config) or updated_beside(name, self.config)
                 parameter.requires_grad_(not frozen_in(name, freeze) and not held)
         self._wrap()
+        self._labels = trained_labels(self.config, self.chunks)
+        self.updates.ages = self._ages(ages)
         # what is new begins with moments of zero, so that a checkpoint can be written before its first update
-        write_state(self.optimizer, self.ddp, *carried)
+        write_state(self.optimizer, self.ddp, carried)
+        self.optimizer.set_count(self.updates)
         return True
+
+    def _ages(self, before: dict[str, int]) -> dict[str, int]:
+        """Of the groups of all ranks, from the ages that parameters had `before`. The oldest counts, where a curriculum that
+        was changed puts parameters of different ages into one group."""
+        mine: dict[str, int] = {}
+        for name, label in self._labels.items():
+            mine[label] = max(mine.get(label, 0), before.get(name, 0))
+        of_all: list[dict[str, int]] = [{} for _ in range(self.topology.world_size)]
+        dist.all_gather_object(of_all, mine)
+        labels = sorted({label for ages in of_all for label in ages})
+        return {label: max(ages.get(label, 0) for ages in of_all) for label in labels}
 
     def _release(self) -> None:
         """Let the old DDP, its buffers and the optimiser go.

@@ -73,7 +73,9 @@ class Run:
         sources = open_sources(config.data.sources, self.tokenizer, config.model.image_tokens)
         validation = open_sources(config.data.validation, self.tokenizer, config.model.image_tokens)
         self.features = KeptFeatures(config, sources)
-        self.topology: Topology = topology_module.initialize(config.parallel, config.schedule.seed)
+        # where ranks are watched, the watch is to end what hangs, and to leave alone what may take long
+        waits = max(config.parallel.timeout_s, config.faults.long_timeout_s * bool(config.faults.timeout_s))
+        self.topology: Topology = topology_module.initialize(config.parallel, config.schedule.seed, waits)
         self.engine = Engine(config, self.tokens, self.topology)
         self._vocab = padded_vocab_size(self.tokens.vocab_size, config.model.language.vocab_pad_multiple)
         self.data = StepData(
@@ -112,7 +114,7 @@ class Run:
             self._enter_stage()
             return
         run = checkpoints.read_run_file(source)
-        self.step = int(run["step"])
+        self.step = self.saver.resumed_at = int(run["step"])
         for line in self.data.load(run["data"], run["config"], self._open_sources):
             self.say(f"curriculum changed: {line}")
         checkpoints.go_on(self.engine, self.config, source, run)
@@ -190,7 +192,9 @@ class Run:
         started_at = self.step
         every = config.checkpoint.save_interval
         while True:
-            self.pulse.enter(self.step, "between steps")
+            # where a stage begins, moments are gathered and the optimiser is built anew
+            changes = self.step < config.end_step and config.stage_of(self.step) != self.engine.stage
+            self.pulse.enter(self.step, "between steps", long=changes)
             began = self.step < config.end_step and self._enter_stage() and self.step > started_at
             progress.pause()
             if began:
@@ -265,7 +269,8 @@ class Run:
             self.pulse.enter(self.step, "bad step", long=True)
             self.saver.finish()  # the checkpoint to go back to may be the one that is being written
         write = log.write if log is not None else lambda record: None
-        ended = self.bad_steps.after_step(self.engine, self.step, result, step.plan.packs, write, self.say)
+        ours = self.saver.is_of_this_line
+        ended = self.bad_steps.after_step(self.engine, self.step, result, step.plan.packs, write, self.say, ours)
         if ended is not None:
             return ended
         self.step += 1

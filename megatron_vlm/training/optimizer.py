@@ -19,7 +19,7 @@ from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePred
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.training.parameter_groups import (
     bias_correction_factor,
-    first_trained_stage,
+    global_name,
     group_label,
     labelled,
     no_weight_decay,
@@ -45,16 +45,23 @@ class Optimizer:
     def groups(self) -> list[dict[str, Any]]:
         return self.inner.param_groups
 
-    def prepare(self, learning_rate: float, updates: UpdateCount, stage: int) -> None:
+    def prepare(self, learning_rate: float, updates: UpdateCount) -> None:
         """Set every group's learning rate and weight decay for the update that comes after `updates`."""
         adam = self.config.optimizer
+        self.set_count(updates)
         for group in self.groups:
-            start = updates.before_stage(first_trained_stage(group["label"], stage))
-            age = updates.made + 1
-            factor = bias_correction_factor(age, age - start, adam.adam_beta1, adam.adam_beta2)
+            age = updates.age(group["label"]) + 1
+            factor = bias_correction_factor(updates.made + 1, age, adam.adam_beta1, adam.adam_beta2)
             group["lr"] = learning_rate * group["lr_mult"] * factor
             # the decay of a step is learning rate x weight decay: the correction is for the moments alone
             group["weight_decay"] = adam.weight_decay * group["wd_mult"] / factor
+
+    def set_count(self, updates: UpdateCount) -> None:
+        """The kernels' count of updates, which is of all groups and ranks alike: whether a rank has something to update
+        depends on the layout, and checkpoints keep one rank's count."""
+        for group in self.groups:
+            if group["params"]:
+                group["step"] = updates.made
 
     @contextmanager
     def leaving_out(self, modules: Sequence[str]) -> Iterator[None]:
@@ -67,11 +74,8 @@ class Optimizer:
         try:
             yield
         finally:
-            steps = [group["step"] for group in self.groups if group["params"] and "step" in group]
             for group, params in put_aside:
                 group["params"] = params
-                if steps and params:  # kernels and checkpoints want one count for all groups
-                    group["step"] = steps[0]
 
     def step(self, allowed: Callable[[float], bool]) -> tuple[bool, float]:
         """Clip and update, if `allowed(gradient norm)`. Returns (whether the update was made, norm before clipping).
@@ -103,7 +107,9 @@ class Optimizer:
     def load_state_dict(self, state: Any) -> None:
         # megatron-core finds a saved group by its multipliers, which several of ours share; 0.19 by learning rates too, that
         # a run may change and nothing reads here. Groups come in the same order at save and load: number them
-        saved = state.get("optimizer", state).get("param_groups", [])
+        content = state.get("optimizer", state)
+        content.setdefault("state", {})  # left out where this rank trains nothing
+        saved = content.get("param_groups", [])
         for group in saved:
             group.update(max_lr=self.config.schedule.lr, min_lr=self.config.schedule.min_lr)
         if len(saved) == len(self.groups):
@@ -136,11 +142,16 @@ def _build(config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> Mega
     overrides: dict[ParamKey, Any] = {
         ParamKey(with_name_predicate=ParamWithNamePredicate(name="no_decay", fn=no_weight_decay)): {"wd_mult": 0.0}
     }
-    names = (name for chunk in chunks for name, p in chunk.named_parameters() if p.requires_grad)
-    for label in sorted({group_label(name, config) for name in names}):
+    for label in sorted(set(trained_labels(config, chunks).values())):
         key = ParamKey(with_name_predicate=ParamWithNamePredicate(name=label, fn=labelled(config, label)))
         overrides[key] = {"label": label, "lr_mult": adam.lr_mult.get(label.split(":")[0], 1.0)}
     return get_megatron_optimizer(core, list(chunks), config_overrides=overrides)
+
+
+def trained_labels(config: RunConfig, chunks: Sequence[torch.nn.Module]) -> dict[str, str]:
+    """Global name of each parameter that this rank trains -> label of its group."""
+    names = (global_name(name, p) for chunk in chunks for name, p in chunk.named_parameters() if p.requires_grad)
+    return {name: group_label(name, config) for name in names}
 
 
 ParameterState = dict[str, dict[str, torch.Tensor]]
@@ -153,8 +164,8 @@ def _named_trainable(chunks: Sequence[DistributedDataParallel]) -> Iterator[tupl
                 yield f"{number}.{plain_name(name)}", parameter
 
 
-def read_state(optimizer: Optimizer, chunks: Sequence[DistributedDataParallel]) -> tuple[ParameterState, int]:
-    """Whole `param`, `exp_avg`, `exp_avg_sq` of every trained parameter of this rank, fp32 on the CPU, and the step count.
+def read_state(optimizer: Optimizer, chunks: Sequence[DistributedDataParallel]) -> ParameterState:
+    """Whole `param`, `exp_avg`, `exp_avg_sq` of every trained parameter of this rank, fp32 on the CPU.
 
     The distributed optimiser's shards are put together over the data-parallel group, one parameter at a time.
     """
@@ -168,8 +179,7 @@ def read_state(optimizer: Optimizer, chunks: Sequence[DistributedDataParallel]) 
             tensors = {k: kept[k].detach().clone().cpu() for k in ("exp_avg", "exp_avg_sq") if k in kept}
             tensors["param"] = main.detach().clone().cpu()
         state[name] = tensors
-    steps = [int(group["step"]) for group in optimizer.groups if group["params"] and "step" in group]
-    return state, max(steps, default=0)
+    return state
 
 
 def _owned_range(inner: DistributedOptimizer, parameter: torch.nn.Parameter) -> Any:
@@ -195,8 +205,9 @@ def _gather(inner: DistributedOptimizer, parameter: torch.nn.Parameter) -> dict[
 
 
 @torch.no_grad()
-def write_state(optimizer: Optimizer, chunks: Sequence[DistributedDataParallel], state: ParameterState, step: int) -> None:
-    """Give the parameters named in `state` their old moments and master weights; others begin with moments of zero."""
+def write_state(optimizer: Optimizer, chunks: Sequence[DistributedDataParallel], state: ParameterState) -> None:
+    """Give the parameters named in `state` their old moments and master weights; others begin with moments of zero. The
+    count of updates is to be set by `Optimizer.set_count`."""
     inner = optimizer.inner
     if getattr(inner, "is_stub_optimizer", False):
         return
@@ -225,6 +236,3 @@ def write_state(optimizer: Optimizer, chunks: Sequence[DistributedDataParallel],
                     kept[key].copy_(old[key])
             if old is not None and main is not parameter:
                 main.copy_(old["param"])
-    for group in optimizer.groups:
-        if group["params"]:
-            group["step"] = step

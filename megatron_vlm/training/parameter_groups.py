@@ -21,6 +21,12 @@ def plain_name(name: str) -> str:
     return name
 
 
+def global_name(name: str, parameter: torch.nn.Parameter) -> str:
+    """What checkpoints call it, which is the same in every layout: a pipeline stage counts its own layers from 0, and its
+    copy of a tied embedding is the output layer's."""
+    return getattr(parameter, "global_name", plain_name(name))
+
+
 def module_of(name: str) -> str:
     """language, vision or projector."""
     name = plain_name(name)
@@ -28,7 +34,7 @@ def module_of(name: str) -> str:
 
 
 def frozen_in(name: str, freeze: Sequence[str]) -> bool:
-    """Whether a stage's `freeze` list covers the parameter."""
+    """Whether a stage's `freeze` list covers the parameter of this `global_name`."""
     name = plain_name(name)
     return any(name.startswith(MODULES.get(entry, entry)) for entry in freeze)
 
@@ -55,14 +61,6 @@ def group_label(name: str, config: RunConfig) -> str:
     return f"{module_of(name)}:{training_pattern(name, config)}"
 
 
-def first_trained_stage(label: str, stage: int) -> int:
-    """The stage at which the unbroken stretch of training that holds `stage` began: when optimiser state was born."""
-    pattern = label.split(":")[1]
-    while stage > 0 and pattern[stage - 1] == "1":
-        stage -= 1
-    return stage
-
-
 def bias_correction_factor(updates: int, own_updates: int, beta1: float, beta2: float) -> float:
     """Factor on the learning rate that gives parameters the bias correction of their own age.
 
@@ -82,4 +80,4 @@ def no_weight_decay(parameter: torch.nn.Parameter, name: str) -> bool:
 
 
 def labelled(config: RunConfig, label: str) -> Callable[[torch.nn.Parameter, str], bool]:
-    return lambda parameter, name: group_label(name, config) == label
+    return lambda parameter, name: group_label(global_name(name, parameter), config) == label

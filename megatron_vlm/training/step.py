@@ -146,11 +146,13 @@ def train_step(
         faults.append(_agreed(judge(loss, grad_norm), topology))
         return faults[-1] is None
 
-    engine.optimizer.prepare(learning_rate, engine.updates, engine.stage)
+    engine.optimizer.prepare(learning_rate, engine.updates)
     without_pictures = () if values[-1] else ("vision", "projector")
     with engine.optimizer.leaving_out(without_pictures):
         updated, grad_norm = engine.optimizer.step(allowed)
-    engine.updates.made += updated
+    if updated:
+        engine.updates.count(without_pictures)
+        engine.optimizer.set_count(engine.updates)
     return StepResult(
         loss=loss,
         losses={name: values[2 * i] / values[2 * i + 1] for i, name in enumerate(names) if values[2 * i + 1]},

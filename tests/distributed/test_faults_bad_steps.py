@@ -32,9 +32,10 @@ def _weights(run: Run) -> dict[str, bytes]:
 
 def _bits(run: Run) -> dict[str, bytes]:
     """Parameters, master weights, moments and Adam's count of this rank."""
-    state, count = read_state(run.engine.optimizer, run.engine.ddp)
+    state = read_state(run.engine.optimizer, run.engine.ddp)
+    counts = {group["step"] for group in run.engine.optimizer.groups if group["params"]}
     flat = {f"{name}.{key}": _raw(value) for name, parts in state.items() for key, value in parts.items()}
-    return {**_weights(run), **flat, "count": bytes([count])}
+    return {**_weights(run), **flat, "count": bytes([*counts, run.engine.updates.made])}
 
 
 def _spoil(run: Run, what: str, steps: tuple[int, ...]) -> None:
@@ -216,6 +217,27 @@ def test_without_a_checkpoint_to_go_back_to_the_step_is_skipped(data: Path, tmp_
     assert [r[:2] for r in run_ranks(2, _poisoned, config, "gradient", (1,))] == [(0, 5)] * 2
     (fault,) = _records(tmp_path, "fault")
     assert fault["action"] == "skip"
+
+
+def test_a_run_that_was_taken_back_does_not_return_to_what_it_left(data: Path, tmp_path: Path) -> None:
+    """Checkpoints of steps 3 and 6 are there; the run goes on from 3 on purpose, and step 6 is bad."""
+    common = {"schedule.train_steps": 7, "logging.directory": tmp_path, "faults.on_bad_step": "rewind", **ONE_STAGE}
+    run_ranks(1, _poisoned, configuration(data, **common, **{"checkpoint.save_interval": 3}), "loss", ())
+    start = checkpoints.step_folder(tmp_path / "checkpoints", 3)
+    again = configuration(data, **common, **{"checkpoint.resume": start, "checkpoint.save_interval": 5})
+    assert run_ranks(1, _poisoned, again, "loss", (4, 6))[0][:2] == (0, 7)
+    faults = [(fault["step"], fault["rewound_to"]) for fault in _records(tmp_path, "fault")]
+    assert faults == [(4, 3), (6, 5)], "what it came from, then what it saved since"
+
+
+def test_a_rewind_over_a_border_to_a_checkpoint_of_the_stage_before(data: Path, tmp_path: Path) -> None:
+    """Saved before the border, where the run was told to end; the first steps of the new stage have nothing else."""
+    common = {"logging.directory": tmp_path, "faults.on_bad_step": "rewind"}
+    run_ranks(1, _poisoned, configuration(data, **common, **{"schedule.exit_step": 2}), "loss", ())
+    again = configuration(data, **common, **{"checkpoint.resume": "auto"})
+    assert run_ranks(1, _poisoned, again, "loss", (3,))[0][:2] == (0, 5)
+    (fault,) = _records(tmp_path, "fault")
+    assert (fault["step"], fault["rewound_to"]) == (3, 2)
 
 
 def test_stop_ends_at_the_first_bad_step(data: Path, tmp_path: Path) -> None:

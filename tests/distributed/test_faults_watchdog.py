@@ -185,6 +185,24 @@ def test_a_long_save_is_no_fault(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "checkpoints" / "step-00000008").is_dir()
 
 
+def _slow_border(run: Run) -> None:
+    """The moments of a large model are gathered, and its optimiser is built anew."""
+    enter_stage = run.engine.enter_stage
+
+    def slow(stage: int, anew: bool = False) -> bool:
+        time.sleep(TIMEOUT + 1 if stage != run.engine.stage else 0)
+        return enter_stage(stage, anew)
+
+    run.engine.enter_stage = slow  # type: ignore[method-assign]
+
+
+def test_a_slow_border_of_stages_is_no_fault(data: Path, tmp_path: Path) -> None:
+    stages = "[{until_steps: 3, sources: {text: 1.0}, freeze: [vision]}, {sources: {text: 1.0}}]"
+    config = _config(data, tmp_path, **{"curriculum.stages": stages, "schedule.train_steps": 4})
+    codes, outputs, _ = _run(2, config, tmp_path, 0, _slow_border)
+    assert codes == [0, 0], outputs
+
+
 def _come_late(run: Run) -> None:
     time.sleep(TIMEOUT + 1)
 

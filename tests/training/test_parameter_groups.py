@@ -10,8 +10,8 @@ from megatron_vlm.config.model import LanguageConfig, ModelConfig
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.training.parameter_groups import (
     bias_correction_factor,
-    first_trained_stage,
     frozen_in,
+    global_name,
     group_label,
     held_at_zero,
     labelled,
@@ -54,11 +54,14 @@ def test_labels_group_what_is_trained_together() -> None:
     assert not chosen(parameter, "vision.x")
 
 
-@pytest.mark.parametrize(
-    ("pattern", "stage", "born"), [("111", 2, 0), ("011", 2, 1), ("011", 1, 1), ("101", 2, 2), ("1101", 1, 0), ("001", 2, 2)]
-)
-def test_state_is_born_where_the_unbroken_stretch_began(pattern: str, stage: int, born: int) -> None:
-    assert first_trained_stage(f"vision:{pattern}", stage) == born
+def test_a_layer_is_meant_by_its_number_in_the_whole_model() -> None:
+    config = run(("language_model.decoder.layers.2.",), ())
+    third, first = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    third.global_name = "language_model.decoder.layers.2.mlp.linear_fc1.weight"  # type: ignore[attr-defined]
+    assert global_name(WEIGHT, third) == third.global_name  # type: ignore[attr-defined]
+    assert global_name(WEIGHT, first) == plain_name(WEIGHT)
+    assert labelled(config, "language:01")(third, WEIGHT)
+    assert labelled(config, "language:11")(first, WEIGHT)
 
 
 def test_norm_biases_are_held_only_under_gain_only_norms_of_the_language_model() -> None:

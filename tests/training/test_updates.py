@@ -1,4 +1,4 @@
-"""Updates are counted apart from steps, and stages remember how many came before them."""
+"""Updates are counted apart from steps, and for each optimiser group by what it has seen."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ import json
 from megatron_vlm.training.updates import UpdateCount
 
 
-def test_a_stage_keeps_the_count_of_its_first_entry() -> None:
-    count = UpdateCount()
-    count.enter_stage(0)
-    count.made = 5
-    count.enter_stage(2)  # stage 1 has no step
-    count.made = 9
-    count.enter_stage(2)
-    assert [count.before_stage(stage) for stage in range(4)] == [0, 5, 5, 9]
+def test_groups_that_are_left_out_do_not_age() -> None:
+    count = UpdateCount(4, {"language:11": 4, "vision:01": 0})
+    count.count()
+    count.count(left_out=("vision", "projector"))
+    assert (count.made, count.ages) == (6, {"language:11": 6, "vision:01": 1})
+    assert [count.age(label) for label in ("vision:01", "projector:01")] == [1, 0]
+
+
+def test_what_a_checkpoint_keeps_comes_back() -> None:
+    count = UpdateCount(9, {"language:11": 9, "vision:01": 2})
     again = UpdateCount()
     again.load(json.loads(json.dumps(count.state())))
-    assert [again.before_stage(stage) for stage in range(4)] == [0, 5, 5, 9]
-    assert again.made == 9
+    assert (again.made, again.ages) == (9, count.ages)
+
+
+def test_a_state_without_ages_is_of_moments_as_old_as_the_run() -> None:
+    count = UpdateCount(0, {"language:11": 0})
+    count.load({"made": 7, "at_stage": {"0": 0}})
+    assert (count.made, count.ages) == (7, {"language:11": 7})

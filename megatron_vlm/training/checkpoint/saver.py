@@ -77,6 +77,9 @@ class Saver:
         self.config, self.device = config, device
         self.say = say or (lambda text: None)
         self.last: Path | None = None  # the last one that was published
+        #: the step that the run went on from, -1: from none
+        self.resumed_at = -1
+        self._saved: set[int] = set()
         self.last_stop: Stop | None = None  # of the save before
         self.failures = 0
         self._pending: _Pending | None = None
@@ -112,6 +115,11 @@ class Saver:
         pending.stop = self.last_stop = replace(pending.stop, copy=time.perf_counter() - begun)
         if last or not self.config.checkpoint.async_save:
             self._finish(last=last)
+
+    def is_of_this_line(self, step: int) -> bool:
+        """Whether a checkpoint of `step` is what this run came from or saved: a run that was taken back on purpose leaves
+        later ones of its old line in the folder."""
+        return step <= self.resumed_at or step in self._saved
 
     def poll(self) -> None:
         """At a step's border: publish the save if all ranks have written. Raises as `save`."""
@@ -216,6 +224,7 @@ class Saver:
             self._failed(pending.final, outcome[0], forgive, last)
             return
         self.last = pending.final
+        self._saved.add(int(pending.run["step"]))
         seconds = time.perf_counter() - pending.begun
         self.say(f"saved {pending.final} in {seconds:.1f} s (training stopped for {pending.stop.seconds:.2f} s)")
 

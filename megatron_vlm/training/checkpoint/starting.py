@@ -45,31 +45,34 @@ def start_from(engine: Engine, config: RunConfig) -> Path:
     engine.config = replace(config, curriculum=theirs)
     engine.enter_stage(run["stage"])
     load_training(engine, config, checkpoint, run)
+    engine.updates.load(run["updates"])
     engine.config = config
     engine.enter_stage(0, anew=True)
-    engine.updates.load({"made": run["updates"]["made"], "at_stage": {"0": 0}})
     return checkpoint
 
 
-def go_on(engine: Engine, config: RunConfig, checkpoint: Path, run: dict[str, Any]) -> None:
-    """Load a checkpoint of this run, or of one that it branches from, into an engine that has no stage yet.
+def go_on(engine: Engine, config: RunConfig, checkpoint: Path, run: dict[str, Any], now: int | None = None) -> None:
+    """Load a checkpoint of this run, or of one that it branches from.
 
-    Collective. The engine is then at the stage of the coming step. Where that trains other modules than the checkpoint was
-    saved for, as a run that leaves a text trunk does, what goes on keeps its moments and what is new begins without, as at
-    any border of stages.
+    Collective. The engine is then at the stage `now`; None: of the checkpoint's step. Where that trains other modules than
+    the checkpoint was saved for, as a run that leaves a text trunk does, what goes on keeps its moments and what is new
+    begins without, as at any border of stages.
 
     Raises:
         DataError: the checkpoint does not fit the model or the optimiser.
     """
-    theirs, saved, now = checkpoint_config(checkpoint).curriculum, int(run["stage"]), config.stage_of(int(run["step"]))
-    if set(theirs.stages[saved].freeze) == set(config.curriculum.stages[now].freeze):
+    theirs, saved = checkpoint_config(checkpoint).curriculum, int(run["stage"])
+    now = config.stage_of(int(run["step"])) if now is None else now
+    stages = config.curriculum.stages
+    groups_are_alike = [set(stage.freeze) for stage in theirs.stages] == [set(stage.freeze) for stage in stages]
+    if groups_are_alike and set(stages[saved].freeze) == set(stages[now].freeze):
         engine.enter_stage(now)
         load_training(engine, config, checkpoint, run)
         engine.updates.load(run["updates"])
         return
     # the state has the groups of the stage that it was saved in
     engine.config = replace(config, curriculum=theirs)
-    engine.enter_stage(saved)
+    engine.enter_stage(saved, anew=True)
     load_training(engine, config, checkpoint, run)
     engine.updates.load(run["updates"])
     engine.config = config

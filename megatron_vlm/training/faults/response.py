@@ -28,18 +28,25 @@ class BadStepResponse:
         self.detector = BadStepDetector(config.faults)
 
     def after_step(
-        self, engine: Engine, step: int, result: StepResult, packs: Sequence[Sequence[Span]], write: Write, say: Say
+        self,
+        engine: Engine,
+        step: int,
+        result: StepResult,
+        packs: Sequence[Sequence[Span]],
+        write: Write,
+        say: Say,
+        ours: Callable[[int], bool],
     ) -> int | None:
         """Every rank calls it after step `step` of the documents of `packs`. Returns the exit code if the run ends here.
 
-        The data goes on after `step` in any case. `write` and `say` are rank 0's log.
+        The data goes on after `step` in any case. `write` and `say` are rank 0's log; `ours` as of `last_checkpoint`.
         """
         if result.fault is None:
             self.detector.count_good(result.loss)
             return None
         self.detector.count_bad(step)
         ends = self.config.faults.on_bad_step == "stop" or self.detector.too_many(step)
-        record: dict[str, Any] = {"action": "stop"} if ends else self._go_on(engine, step)
+        record: dict[str, Any] = {"action": "stop"} if ends else self._go_on(engine, step, ours)
         documents = documents_by_source(packs, self.sources)
         write(
             {
@@ -61,8 +68,8 @@ class BadStepResponse:
         say(self._report(step))
         return EXIT_BAD_STEPS
 
-    def _go_on(self, engine: Engine, step: int) -> dict[str, Any]:
-        place = last_checkpoint(self.config, step) if self.config.faults.on_bad_step == "rewind" else None
+    def _go_on(self, engine: Engine, step: int, ours: Callable[[int], bool]) -> dict[str, Any]:
+        place = last_checkpoint(self.config, step, ours) if self.config.faults.on_bad_step == "rewind" else None
         if place is None:  # also before the first checkpoint of a run that would rewind
             return {"action": "skip"}
         run = rewind(engine, self.config, place)
