@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_vlm.config.checks import check
+from megatron_vlm.config.curriculum import MODULES
 from megatron_vlm.config.loading import to_yaml
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data.broken_pictures import log_line, metrics_record
@@ -31,11 +32,11 @@ from megatron_vlm.training.faults.pulse import Pulse
 from megatron_vlm.training.faults.replicas import compare_replicas, replicas_message
 from megatron_vlm.training.faults.response import BadStepResponse
 from megatron_vlm.training.faults.watchdog import Watchdog
+from megatron_vlm.training.freezing import check_freezing
 from megatron_vlm.training.kept_features import KeptFeatures
 from megatron_vlm.training.learning_rate import learning_rate_law
 from megatron_vlm.training.length import with_length
 from megatron_vlm.training.metrics import MetricsLog, Progress
-from megatron_vlm.training.parameter_groups import MODULES
 from megatron_vlm.training.signals import EXIT_SAVED_ON_SIGNAL, StopRequest
 from megatron_vlm.training.step import train_step
 from megatron_vlm.training.step_data import StepBatches, StepData
@@ -75,6 +76,7 @@ class Run:
         self.features = KeptFeatures(config, sources)
         self.topology: Topology = topology_module.initialize(config.parallel, config.schedule.seed)
         self.engine = Engine(config, self.tokens, self.topology)
+        check_freezing(config, sources, self.engine.chunks, self.topology.device)
         self._vocab = padded_vocab_size(self.tokens.vocab_size, config.model.language.vocab_pad_multiple)
         self.data = StepData(
             config, sources, self.tokens, self.topology, self._vocab, self.say_anywhere, self.features.prefixes
