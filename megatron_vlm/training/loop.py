@@ -88,6 +88,8 @@ class Run:
         self._first_of_stage = True
         #: why the data is at its end; empty as long as it is not
         self._ended = ""
+        #: evaluation, tasks, save -> the step at which it was last done
+        self._done_at: dict[str, int] = {}
         self.step = 0
         self.saver = checkpoints.Saver(config, self.topology.device, self.say)
 
@@ -202,9 +204,11 @@ class Run:
             # a border is measured on both sides: the last line of the old stage and the first of the new
             # (a checkpoint's step was measured before it was saved)
             measured = self.step == started_at and self.step > 0
-            if not measured and (self._due(config.logging.eval_interval) or (began and config.logging.eval_interval)):
+            due = self._due(config.logging.eval_interval) or (began and config.logging.eval_interval)
+            if not measured and due and self._first_time("evaluation"):
                 self._evaluate(log)
-            if not measured and self.tasks is not None and (self._due(config.evaluation.interval) or self._at_end()):
+            due = self.tasks is not None and (self._due(config.evaluation.interval) or self._at_end())
+            if not measured and due and self._first_time("tasks"):
                 self._answer_tasks(log)
             done = self._at_end()
             if self.saver.pending:
@@ -215,7 +219,7 @@ class Run:
             saves = self.step > started_at and (done or asked or wanted)
             if self._replicas_differ(saves):
                 return Outcome(EXIT_REPLICAS_DIFFER, self.step, self.saver.last)
-            if saves:
+            if saves and (self._first_time("save") or not self._is_saved()):
                 self.save(last=done or asked)
             if asked and not done:
                 saved = "saved" if self.step > started_at else "nothing new to save"
@@ -238,7 +242,19 @@ class Run:
         return bool(found)
 
     def _due(self, interval: int) -> bool:
-        return interval > 0 and (self.step % interval == 0 or self.step == self.config.end_step)
+        return interval > 0 and (self.step % interval == 0 or self._at_end())
+
+    def _first_time(self, what: str) -> bool:
+        """Whether it is not yet done at this step, which is come to again where its data turns out to be at its end."""
+        first = self._done_at.get(what) != self.step
+        self._done_at[what] = self.step
+        return first
+
+    def _is_saved(self) -> bool:
+        """Whether a checkpoint of this step is on disk; one that is being written is waited for."""
+        self.pulse.enter(self.step, "save", long=True)
+        self.saver.finish()
+        return self.saver.last == checkpoints.step_folder(checkpoints.checkpoint_folder(self.config), self.step)
 
     def _one_step(self, log: MetricsLog | None, progress: Progress) -> int | None:
         """Returns the exit code if the run ends with this step."""
