@@ -6,68 +6,21 @@ Every problem is reported at once; each names the field, the reason and the near
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from megatron_vlm.config.curriculum import MODULES
 from megatron_vlm.config.curriculum_checks import curriculum_problems
+from megatron_vlm.config.freeze_checks import freeze_problems
 from megatron_vlm.config.kept_features import feature_problems
 from megatron_vlm.config.language_checks import language_problems
 from megatron_vlm.config.model import VisionConfig
 from megatron_vlm.config.nearest import nearest_divisor, nearest_multiple
 from megatron_vlm.config.performance_checks import performance_problems
 from megatron_vlm.config.precision_checks import precision_problems
+from megatron_vlm.config.ranges import range_problems
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.config.shape_checks import batch_problems, picture_problems, row_problems
 from megatron_vlm.errors import ConfigError
-
-
-def _positive(config: RunConfig) -> Iterator[str]:
-    for section, names in {
-        "model.language": (
-            "num_layers",
-            "hidden_size",
-            "num_attention_heads",
-            "num_query_groups",
-            "kv_channels",
-            "ffn_hidden_size",
-            "vocab_pad_multiple",
-        ),
-        "model.vision": (
-            "image_size",
-            "patch_size",
-            "hidden_size",
-            "num_attention_heads",
-            "ffn_hidden_size",
-        ),
-        "model.projector": ("hidden_size", "pixel_shuffle"),
-        "data": ("sequence_length", "min_piece", "window_packs", "max_pictures"),
-        "parallel": (
-            "tensor_model_parallel_size",
-            "pipeline_model_parallel_size",
-            "num_layers_in_first_pipeline_stage",
-            "num_layers_in_last_pipeline_stage",
-            "virtual_pipeline_model_parallel_size",
-            "context_parallel_size",
-            "timeout_s",
-        ),
-        "schedule": ("micro_batch_size", "global_batch_size", "rampup_batch_start", "rampup_batch_increment"),
-        **{
-            f"curriculum.stages.{index}": (
-                "sequence_length",
-                "micro_batch_size",
-                "global_batch_size",
-                "image_size",
-                "image_pool",
-            )
-            for index in range(len(config.curriculum.stages))
-        },
-    }.items():
-        node: object = config
-        for part in section.split("."):
-            node = node[int(part)] if isinstance(node, tuple) else getattr(node, part)
-        for name in names:
-            value = getattr(node, name)
-            if value is not None and value < 1:
-                yield f"{section}.{name}: {value} must be at least 1"
 
 
 def _lora(config: RunConfig) -> Iterator[str]:
@@ -75,12 +28,10 @@ def _lora(config: RunConfig) -> Iterator[str]:
     if not lora.rank:
         return
     narrowest = min(language.hidden_size, language.ffn_width, language.query_groups * language.head_dim)
-    if not 0 < lora.rank <= narrowest:
+    if lora.rank > narrowest:
         yield f"model.lora.rank: {lora.rank} must be 0 (off) to {narrowest}, the narrowest matrix's side"
     if not lora.targets:
         yield "model.lora.targets: name at least one of qkv, proj, fc1, fc2"
-    if lora.alpha <= 0:
-        yield f"model.lora.alpha: {lora.alpha:g} must be above 0"
     if config.parallel.layer_spec == "transformer_engine":
         yield (
             "model.lora.rank: low-rank updates stand beside megatron-core's own layers, and Transformer Engine's are fused; "
@@ -149,9 +100,7 @@ def _encoder(where: str, vision: VisionConfig) -> Iterator[str]:
         )
     if vision.register_tokens and vision.kind != "dinov2":
         yield f"{where}.register_tokens: only dinov2 has register tokens, kind is {vision.kind}; set it to 0"
-    if vision.num_layers < 0:
-        yield f"{where}.num_layers: {vision.num_layers} must be at least 0 (0: patches go to the projector as embedded)"
-    elif not 0 <= vision.skip_last_layers < max(1, vision.num_layers):
+    if vision.skip_last_layers >= max(1, vision.num_layers):
         yield (
             f"{where}.skip_last_layers: {vision.skip_last_layers} must be from 0 to {vision.num_layers - 1} "
             f"with {vision.num_layers} layers"
@@ -248,12 +197,6 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
 
 
 def _data(config: RunConfig) -> Iterator[str]:
-    need = config.model.image_tokens + 1
-    if config.data.sequence_length < need:
-        yield (
-            f"data.sequence_length: {config.data.sequence_length} is shorter than the {need - 1} tokens of one picture and "
-            f"a word; at least {need}, or fold patches with model.projector.pixel_shuffle"
-        )
     if not config.data.tokenizer:
         yield "data.tokenizer: give the tokenizer that the datasets were made with (--data.tokenizer PATH)"
 
@@ -266,27 +209,16 @@ def _batches(config: RunConfig, world_size: int) -> Iterator[str]:
 
 def plan_problems(config: RunConfig) -> list[str]:
     """Every reason why the curriculum has no plan, whatever it runs on; empty when it has one."""
-    return list(_positive(config)) or [*curriculum_problems(config), *picture_problems(config), *_schedule(config)]
-
-
-def _loader(config: RunConfig) -> Iterator[str]:
-    loader = config.loader
-    if loader.workers < 0:
-        yield f"loader.workers: {loader.workers} must be at least 0 (0: the rank makes its micro-batches itself)"
-    if loader.prefetch_steps < 1:
-        yield (f"loader.prefetch_steps: {loader.prefetch_steps} must be at least 1; loader.workers 0 makes nothing ahead")
-    if not (loader.timeout_s >= 1 and math.isfinite(loader.timeout_s)):
-        yield (
-            f"loader.timeout_s: {loader.timeout_s:g} must be from 1 to a finite number of seconds: a worker that starts and "
-            f"reads from a slow disk is not hung; 120 is a good value"
-        )
+    return list(range_problems(config)) or [
+        *curriculum_problems(config),
+        *freeze_problems(config),
+        *picture_problems(config),
+        *_schedule(config),
+    ]
 
 
 def _checkpoint(config: RunConfig) -> Iterator[str]:
     settings = config.checkpoint
-    for name in ("save_interval", "keep_last", "keep_every"):
-        if getattr(settings, name) < 0:
-            yield f"checkpoint.{name}: {getattr(settings, name)} must be at least 0"
     if settings.keep_every and not settings.keep_last:
         yield (
             f"checkpoint.keep_every: {settings.keep_every} keeps some besides the newest, and keep_last 0 keeps all; set "
@@ -302,8 +234,11 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
 
 
 def problems(config: RunConfig, world_size: int) -> list[str]:
-    """Every reason why this configuration cannot run on `world_size` ranks; empty when it can."""
-    found = list(_positive(config))
+    """Every reason why this configuration cannot run on `world_size` ranks; empty when it can.
+
+    Numbers out of their ranges are named alone: what they mean to each other could not be worked out.
+    """
+    found = list(range_problems(config))
     if found:
         return found
     return [
@@ -314,10 +249,10 @@ def problems(config: RunConfig, world_size: int) -> list[str]:
         *performance_problems(config),
         *_batches(config, world_size),
         *curriculum_problems(config),
+        *freeze_problems(config),
         *picture_problems(config),
         *_data(config),
         *feature_problems(config),
-        *_loader(config),
         *_schedule(config),
         *_faults(config),
         *_checkpoint(config),
@@ -331,42 +266,20 @@ def _schedule(config: RunConfig) -> Iterator[str]:
             f"schedule.warmup_steps: {schedule.warmup_steps} leaves no step after the warm-up in a run of "
             f"{config.total_steps}; at most {max(config.total_steps - 1, 0)}"
         )
-    if not (schedule.lr > 0 and math.isfinite(schedule.lr)):
-        yield f"schedule.lr: {schedule.lr:g} must be above 0 and finite"
-    elif not 0 <= schedule.min_lr <= schedule.lr:
+    if schedule.min_lr > schedule.lr:
         yield f"schedule.min_lr: {schedule.min_lr:g} must be from 0 to schedule.lr {schedule.lr:g}"
-    for name in ("decay_steps", "exit_step"):
-        if (getattr(schedule, name) or 1) < 1:
-            yield f"schedule.{name}: {getattr(schedule, name)} must be at least 1, or null"
-    if schedule.decay_steps is not None and 0 < schedule.decay_steps <= schedule.warmup_steps:
+    if schedule.decay_steps is not None and schedule.decay_steps <= schedule.warmup_steps:
         yield (
             f"schedule.decay_steps: the decay ends at step {schedule.decay_steps}, before the warm-up of "
             f"{schedule.warmup_steps} does; at least {schedule.warmup_steps + 1}"
         )
-    if schedule.warmup_steps < 0:
-        yield f"schedule.warmup_steps: {schedule.warmup_steps} must be at least 0"
-    if not 0 < schedule.wsd_decay_share <= 1:
-        yield f"schedule.wsd_decay_share: {schedule.wsd_decay_share} is a share of the run, above 0 and at most 1"
     for module in config.optimizer.lr_mult:
-        if module not in ("language", "vision", "projector"):
+        if module not in MODULES:
             yield f"optimizer.lr_mult.{module}: modules are language, vision and projector"
 
 
 def _faults(config: RunConfig) -> Iterator[str]:
     faults = config.faults
-    for name in (
-        "spike_deviations",
-        "spike_rise",
-        "max_bad_steps",
-        "timeout_s",
-        "long_timeout_s",
-        "check_replicas_interval",
-    ):
-        value = getattr(faults, name)
-        if not (value >= 0 and math.isfinite(value)):
-            yield f"faults.{name}: {value} must be finite and at least 0"
-    if faults.spike_history < 2:
-        yield f"faults.spike_history: {faults.spike_history} steps have no deviation; at least 2"
     if faults.spike_window < faults.spike_history:
         yield (
             f"faults.spike_window: {faults.spike_window} steps never hold the spike_history of {faults.spike_history}; at "
@@ -391,6 +304,10 @@ def layout_problems(config: RunConfig, world_size: int) -> list[str]:
 
 def check(config: RunConfig, world_size: int) -> None:
     """Raises ConfigError with every problem, one a line, if `config` cannot run on `world_size` ranks."""
-    found = problems(config, world_size)
+    refuse(problems(config, world_size))
+
+
+def refuse(found: Sequence[str]) -> None:
+    """Raises ConfigError with the problems that were found, one a line, if there are any."""
     if found:
         raise ConfigError("this run cannot start:\n" + "\n".join(f"  - {line}" for line in found))

@@ -8,6 +8,8 @@ from typing import Literal
 
 #: in what the weights of a stage are counted, see StageConfig.measure
 Measure = Literal["tokens", "visual_tokens", "samples"]
+#: module -> how the names of its parameters begin
+MODULES = {"language": "language_model.", "vision": "vision.", "projector": "projector."}
 
 
 @dataclass(frozen=True)

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from megatron_vlm.config.model import LanguageConfig
 
 
 def language_problems(language: LanguageConfig) -> Iterator[str]:
-    """One sentence a problem, with a value that works."""
+    """One sentence a problem, with a value that works; numbers must be in their ranges already."""
     turned = int(language.head_dim * language.rotary_percent)
     if language.kv_channels is not None and language.kv_channels % 2:
         yield (
             f"model.language.kv_channels: {language.kv_channels} is odd, and rotary positions need heads of an even size; "
             f"nearest: {language.kv_channels + 1}"
         )
-    elif not 0 < language.rotary_percent <= 1 or turned < 2 or turned % 2:
+    elif turned < 2 or turned % 2:
         yield (
             f"model.language.rotary_percent: {language.rotary_percent} of heads of {language.head_dim} turns {turned} "
             f"channels, and positions turn pairs; for example 1.0"
         )
-    if not (language.embedding_scale > 0 and math.isfinite(language.embedding_scale)):
-        yield f"model.language.embedding_scale: {language.embedding_scale} must be above 0; 1.0 leaves words as they are"
-    if language.rope_scaling_factor is not None and not language.rope_scaling_factor >= 1:
-        yield f"model.language.rope_scaling_factor: {language.rope_scaling_factor} must be at least 1, or null"
     if language.qk_layernorm_full_width:
         if not language.qk_layernorm:
             yield "model.language.qk_layernorm_full_width: nothing is normalised with qk_layernorm false; set that to true"

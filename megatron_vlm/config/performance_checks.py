@@ -52,7 +52,7 @@ def _recomputation(config: RunConfig) -> Iterator[str]:
     elif modules != ("core_attn",):
         yield f"performance.recompute_modules: needs parallel.recompute: selective, which is {parallel.recompute}"
     sizes = chunk_layers(config)
-    if not 1 <= options.recompute_layers <= min(sizes):
+    if options.recompute_layers > min(sizes):
         yield (
             f"performance.recompute_layers: {options.recompute_layers} must be from 1 to {min(sizes)}, the language layers "
             f"of a pipeline chunk"
@@ -76,7 +76,7 @@ def _offloading(config: RunConfig) -> Iterator[str]:
     if layers == 0:
         return
     where, most = f"performance.cpu_offload_layers: {layers}", config.model.language.num_layers - 1
-    if not 0 <= layers <= most:
+    if layers > most:
         yield f"{where} must be from 0 to {most}: the last layer's activations are needed at once"
     if parallel.pipeline_model_parallel_size > 1:
         yield f"{where}: megatron-core offloads without pipeline parallelism only; set it to 0, or use parallel.recompute"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from megatron_vlm.config.nearest import nearest_multiple
 from megatron_vlm.config.precision import BLOCK
 from megatron_vlm.config.run import RunConfig
+from megatron_vlm.config.shape_checks import micro_batches
 
 
 def precision_problems(config: RunConfig) -> Iterator[str]:
@@ -27,8 +28,6 @@ def precision_problems(config: RunConfig) -> Iterator[str]:
         yield f"{where} needs a GPU, and parallel.device is cpu; set precision.fp8 to none"
     if parallel.precision == "fp32":
         yield f"{where} goes beside bf16, and parallel.precision is fp32; set that to auto or bf16"
-    if precision.fp8_history < 1:
-        yield f"precision.fp8_history: {precision.fp8_history} must be at least 1"
     yield from _layers_in_bf16(config)
     yield from _sizes(config)
     if precision.fp8_vision:
@@ -45,7 +44,7 @@ def _layers_in_bf16(config: RunConfig) -> Iterator[str]:
                 f"precision.{name}: delayed scaling gathers its scales once for all layers and leaves none out; set it to "
                 f"0, or precision.fp8 to current"
             )
-        elif not 0 <= layers <= most:
+        elif layers > most:
             yield f"precision.{name}: {layers} must be from 0 to {most}, the layers of a pipeline stage"
 
 
@@ -65,12 +64,7 @@ def _sizes(config: RunConfig) -> Iterator[str]:
             yield _not_a_multiple(name, size, block, split, recipe)
     split = parallel.position_ranks
     kind = "tensor-parallel" if parallel.context_parallel_size == 1 else "tensor- and context-parallel"
-    rows = {("data", config.schedule.micro_batch_size, config.data.sequence_length)}
-    for index, stage in enumerate(config.curriculum.stages):
-        if stage.sequence_length or stage.micro_batch_size:
-            micro, length = stage.micro_batch_size or config.schedule.micro_batch_size, stage.sequence_length
-            rows.add((f"curriculum.stages.{index}", micro, length or config.data.sequence_length))
-    for where, micro, length in sorted(rows):
+    for where, micro, length in micro_batches(config):
         if micro * length % (block * split):
             yield _not_a_multiple(f"{where}.sequence_length", length, block, split, recipe, kind)
 

@@ -12,37 +12,52 @@ from megatron_vlm.config.run import RunConfig
 
 
 def picture_problems(config: RunConfig) -> Iterator[str]:
-    """Pictures that do not fold evenly into rows, or do not fit a pack, in a stage with sizes of its own."""
-    model = config.model
-    patch, shuffle = model.vision.patch_size, model.projector.pixel_shuffle
+    """Pictures that do not fold evenly into rows, or do not fit a pack, in a stage that has pictures."""
+    lines: dict[str, None] = {}  # stages that share the run's sizes share its line
     for index, stage in enumerate(config.curriculum.stages):
-        if stage.image_size is None and stage.image_pool == 1 and stage.sequence_length is None:
-            continue  # the run's own sizes, which are checked once
-        where = stage_path(config, index)
-        size, fold = stage.image_size or model.vision.image_size, shuffle * stage.image_pool
-        grid = size // patch
-        if grid < fold or grid % fold:
-            if stage.image_size is not None:
-                nearest = nearest_multiple(patch * fold, size)
-                yield (
-                    f"{where}.image_size: {size} pixels are {grid} x {grid} patches, which pixel_shuffle {shuffle} x "
-                    f"image_pool {stage.image_pool} does not divide; nearest that does: {nearest}"
-                )
-            elif grid and grid % shuffle == 0:
-                side = grid // shuffle
-                yield (
-                    f"{where}.image_pool: {stage.image_pool} does not divide the {side} x {side} rows of a picture; nearest "
-                    f"that does: {nearest_divisor(side, stage.image_pool)}"
-                )
-            continue
-        length, rows = stage.sequence_length or config.data.sequence_length, model.image_tokens_at(size, stage.image_pool)
-        text_only = {"vision", "projector"} <= set(stage.freeze) and stage.measure != "visual_tokens"
-        if rows >= length and not text_only:
+        lines.update(dict.fromkeys(_pictures(config, index, stage)))
+    yield from lines
+
+
+def _pictures(config: RunConfig, index: int, stage: StageConfig) -> Iterator[str]:
+    model, where = config.model, stage_path(config, index)
+    patch, shuffle = model.vision.patch_size, model.projector.pixel_shuffle
+    size, fold = stage.image_size or model.vision.image_size, shuffle * stage.image_pool
+    grid = size // patch
+    if grid < fold or grid % fold:
+        if stage.image_size is not None:
+            nearest = nearest_multiple(patch * fold, size)
             yield (
-                f"{where}.sequence_length: {length} is shorter than the {rows} tokens of one picture and a word; at least "
-                f"{rows + 1}, or give image_pool or a smaller image_size; a stage without pictures says so with freeze: "
-                f"[vision, projector]"
+                f"{where}.image_size: {size} pixels are {grid} x {grid} patches, which pixel_shuffle {shuffle} x "
+                f"image_pool {stage.image_pool} does not divide; nearest that does: {nearest}"
             )
+        elif grid and grid % shuffle == 0:  # else the model's own sizes do not fit, which is said of them
+            side = grid // shuffle
+            yield (
+                f"{where}.image_pool: {stage.image_pool} does not divide the {side} x {side} rows of a picture; nearest "
+                f"that does: {nearest_divisor(side, stage.image_pool)}"
+            )
+        return
+    length, rows = stage.sequence_length or config.data.sequence_length, model.image_tokens_at(size, stage.image_pool)
+    text_only = {"vision", "projector"} <= set(stage.freeze) and stage.measure != "visual_tokens"
+    if rows >= length and not text_only:
+        own = stage.sequence_length is not None or stage.image_size is not None or stage.image_pool != 1
+        remedy = "give image_pool or a smaller image_size" if own else "fold patches with model.projector.pixel_shuffle"
+        yield (
+            f"{where if own else 'data'}.sequence_length: {length} is shorter than the {rows} tokens of one picture and a "
+            f"word; at least {rows + 1}, or {remedy}; a stage without pictures says so with freeze: [vision, projector]"
+        )
+
+
+def micro_batches(config: RunConfig) -> list[tuple[str, int, int]]:
+    """Where it is set, packs and length of each micro-batch that a stage has; stages without their own share the run's."""
+    stages, run = config.curriculum.stages, (config.schedule.micro_batch_size, config.data.sequence_length)
+    own = [bool(stage.sequence_length or stage.micro_batch_size) for stage in stages]
+    found = [] if own and all(own) else [("data", *run)]
+    for index, stage in enumerate(stages):
+        if own[index]:
+            found.append((stage_path(config, index), stage.micro_batch_size or run[0], stage.sequence_length or run[1]))
+    return found
 
 
 def row_problems(config: RunConfig) -> Iterator[str]:
@@ -54,12 +69,7 @@ def row_problems(config: RunConfig) -> Iterator[str]:
     else:
         split = f" and tensor_model_parallel_size {tp}" if parallel.sequence_parallel else ""
         why = f"with context_parallel_size {cp}{split}, {{}} must be a multiple of {multiple}"
-    rows = {"data": (config.schedule.micro_batch_size, config.data.sequence_length)}
-    for index, stage in enumerate(config.curriculum.stages):
-        if stage.sequence_length or stage.micro_batch_size:
-            micro, length = _micro(config, stage), stage.sequence_length or config.data.sequence_length
-            rows[stage_path(config, index)] = (micro, length)
-    for where, (micro, length) in rows.items():
+    for where, micro, length in micro_batches(config):
         if micro * length % multiple:
             reason = why.format(f"micro_batch_size * sequence_length = {micro * length}")
             yield f"{where}.sequence_length: {reason}; nearest sequence_length: {nearest_multiple(multiple, length)}"

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from megatron_vlm.config.curriculum import MODULES
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.config.steps import Segment
 from megatron_vlm.parallel.topology import Topology
-from megatron_vlm.training.parameter_groups import MODULES
 
 
 def banner(config: RunConfig, topology: Topology, chunks: Sequence[torch.nn.Module]) -> str:

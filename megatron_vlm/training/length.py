@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from megatron_vlm.config.checks import refuse
 from megatron_vlm.config.picture_rows import PictureRows
+from megatron_vlm.config.ranges import range_problems
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.data.sequence_facts import open_sequence_facts
@@ -21,8 +23,8 @@ def with_length(config: RunConfig) -> RunConfig:
     so that a run of packs that are half a per cent padding ends half a per cent before.
 
     Raises:
-        ConfigError: they are given for a run of several stages or of ramps, for a source that the stage does not read, or
-            beside another length.
+        ConfigError: a number is out of its range; they are given for a run of several stages or of ramps, for a source that
+            the stage does not read, or beside another length.
         DataError: a dataset that cannot be read.
     """
     schedule, evaluation = config.schedule, config.evaluation
@@ -30,6 +32,7 @@ def with_length(config: RunConfig) -> RunConfig:
         if evaluation.interval_epochs:
             raise ConfigError("evaluation.interval_epochs: counts the passes of schedule.train_epochs, which is not given")
         return config
+    refuse(list(range_problems(config)))
     if schedule.train_tokens is not None or schedule.train_steps is not None:
         raise ConfigError("schedule.train_epochs: give train_epochs, train_tokens or train_steps, one of the three")
     if len(schedule.train_epochs) != 1:
@@ -39,7 +42,7 @@ def with_length(config: RunConfig) -> RunConfig:
     if len(stages) != 1 or stages[0].ramp != "constant":
         raise ConfigError("schedule.train_epochs: is for a run of one stage of constant weights; give others train_tokens")
     share, positions = _share_and_pass(config, source)
-    if epochs <= 0 or not share or not positions:
+    if not share or not positions:
         raise ConfigError(f"schedule.train_epochs: {epochs:g} passes over {source!r}, of which the stage reads {share:.3g}")
     found = replace(
         config, schedule=replace(schedule, train_epochs={}, train_tokens=max(1, round(epochs * positions / share)))

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_vlm.config.checks import check
+from megatron_vlm.config.curriculum import MODULES
 from megatron_vlm.config.loading import to_yaml
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data.broken_pictures import log_line, metrics_record
@@ -31,11 +32,11 @@ from megatron_vlm.training.faults.pulse import Pulse
 from megatron_vlm.training.faults.replicas import compare_replicas, replicas_message
 from megatron_vlm.training.faults.response import BadStepResponse
 from megatron_vlm.training.faults.watchdog import Watchdog
+from megatron_vlm.training.freezing import check_freezing
 from megatron_vlm.training.kept_features import KeptFeatures
 from megatron_vlm.training.learning_rate import learning_rate_law
 from megatron_vlm.training.length import with_length
 from megatron_vlm.training.metrics import MetricsLog, Progress
-from megatron_vlm.training.parameter_groups import MODULES
 from megatron_vlm.training.signals import EXIT_SAVED_ON_SIGNAL, StopRequest
 from megatron_vlm.training.step import train_step
 from megatron_vlm.training.step_data import StepBatches, StepData
@@ -77,6 +78,7 @@ class Run:
         waits = max(config.parallel.timeout_s, config.faults.long_timeout_s * bool(config.faults.timeout_s))
         self.topology: Topology = topology_module.initialize(config.parallel, config.schedule.seed, waits)
         self.engine = Engine(config, self.tokens, self.topology)
+        check_freezing(config, sources, self.engine.chunks, self.topology.device)
         self._vocab = padded_vocab_size(self.tokens.vocab_size, config.model.language.vocab_pad_multiple)
         self.data = StepData(
             config, sources, self.tokens, self.topology, self._vocab, self.say_anywhere, self.features.prefixes
@@ -88,6 +90,8 @@ class Run:
         self._first_of_stage = True
         #: why the data is at its end; empty as long as it is not
         self._ended = ""
+        #: evaluation, tasks, save -> the step at which it was last done
+        self._done_at: dict[str, int] = {}
         self.step = 0
         self.saver = checkpoints.Saver(config, self.topology.device, self.say)
 
@@ -204,9 +208,11 @@ class Run:
             # a border is measured on both sides: the last line of the old stage and the first of the new
             # (a checkpoint's step was measured before it was saved)
             measured = self.step == started_at and self.step > 0
-            if not measured and (self._due(config.logging.eval_interval) or (began and config.logging.eval_interval)):
+            due = self._due(config.logging.eval_interval) or (began and config.logging.eval_interval)
+            if not measured and due and self._first_time("evaluation"):
                 self._evaluate(log)
-            if not measured and self.tasks is not None and (self._due(config.evaluation.interval) or self._at_end()):
+            due = self.tasks is not None and (self._due(config.evaluation.interval) or self._at_end())
+            if not measured and due and self._first_time("tasks"):
                 self._answer_tasks(log)
             done = self._at_end()
             if self.saver.pending:
@@ -217,7 +223,7 @@ class Run:
             saves = self.step > started_at and (done or asked or wanted)
             if self._replicas_differ(saves):
                 return Outcome(EXIT_REPLICAS_DIFFER, self.step, self.saver.last)
-            if saves:
+            if saves and (self._first_time("save") or not self._is_saved()):
                 self.save(last=done or asked)
             if asked and not done:
                 saved = "saved" if self.step > started_at else "nothing new to save"
@@ -240,7 +246,19 @@ class Run:
         return bool(found)
 
     def _due(self, interval: int) -> bool:
-        return interval > 0 and (self.step % interval == 0 or self.step == self.config.end_step)
+        return interval > 0 and (self.step % interval == 0 or self._at_end())
+
+    def _first_time(self, what: str) -> bool:
+        """Whether it is not yet done at this step, which is come to again where its data turns out to be at its end."""
+        first = self._done_at.get(what) != self.step
+        self._done_at[what] = self.step
+        return first
+
+    def _is_saved(self) -> bool:
+        """Whether a checkpoint of this step is on disk; one that is being written is waited for."""
+        self.pulse.enter(self.step, "save", long=True)
+        self.saver.finish()
+        return self.saver.last == checkpoints.step_folder(checkpoints.checkpoint_folder(self.config), self.step)
 
     def _one_step(self, log: MetricsLog | None, progress: Progress) -> int | None:
         """Returns the exit code if the run ends with this step."""

@@ -11,6 +11,9 @@ from typing import Any, TextIO
 
 from megatron_vlm.data import atomic_file
 
+#: kinds of records whose step is updates made: those of a checkpoint's step are of before it, and do not come again
+_MADE_BEFORE = ("eval", "tasks", "speed")
+
 
 class MetricsLog:
     """Appends records to `metrics.jsonl`; on resume, records from `first_step` on are cut off, since they come again."""
@@ -18,37 +21,46 @@ class MetricsLog:
     def __init__(self, folder: Path, first_step: int, tensorboard: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        self._cut(first_step)
+        kept = self._cut(first_step)
         self._file: TextIO = self.path.open("a", encoding="utf-8")
         self._board: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+            for record in kept:
+                self._show(record)  # the board forgets all of the step
 
-    def _cut(self, first_step: int) -> None:
+    def _cut(self, first_step: int) -> list[dict[str, Any]]:
+        """Returns the records of `first_step` that stay."""
         if not self.path.exists():
-            return
-        kept = []
+            return []
+        lines, of_the_step = [], []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 record = json.loads(line)
             except ValueError:
                 continue  # the half line of a run that was killed
-            # the measurement at a checkpoint's step was made before it was saved, and is not made again
-            measured = record.get("kind") in ("eval", "tasks") and record["step"] == first_step > 0
-            if record.get("step", 0) < first_step or measured:
-                kept.append(line + "\n")
-        atomic_file.write_text(self.path, "".join(kept))
+            step = record.get("step", 0)
+            if record.get("kind") in _MADE_BEFORE and step == first_step > 0:
+                of_the_step.append(record)
+            elif step >= first_step:
+                continue
+            lines.append(line + "\n")
+        atomic_file.write_text(self.path, "".join(lines))
+        return of_the_step
 
     def write(self, record: dict[str, Any]) -> None:
         """`record` has `step` (updates made before it, from 0), `kind` and numbers; nested maps become board paths."""
         self._file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
         self._file.flush()
         if self._board is not None:
-            for name, value in _flat(record):
-                if name not in ("step", "kind"):
-                    self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+            self._show(record)
+
+    def _show(self, record: dict[str, Any]) -> None:
+        for name, value in _flat(record):
+            if name not in ("step", "kind"):
+                self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
     def close(self) -> None:
         self._file.close()

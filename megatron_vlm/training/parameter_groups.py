@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from megatron_vlm.config.curriculum import MODULES
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.models import checkpoint_names
 from megatron_vlm.models.lora import is_lora
-
-#: module of the configuration -> how its parameters' names begin
-MODULES = {"language": "language_model.", "vision": "vision.", "projector": "projector."}
 
 
 def plain_name(name: str) -> str:

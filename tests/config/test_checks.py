@@ -263,7 +263,7 @@ WITH_A_NUMBER = [
         [SECOND + "sources_from", "{text: -1, captions: 1}", SECOND + "ramp", "linear"],
         1,
         "curriculum.stages.1 (images).sources_from.text",
-        "negative",
+        "-1 must be",
         r"at least (\d+)",
         SECOND + "sources_from.text",
     ),
@@ -359,7 +359,7 @@ WITH_A_NUMBER = [
         [SECOND + "sources.captions", "-0.5"],
         1,
         "curriculum.stages.1 (images).sources.captions",
-        "negative",
+        "-0.5 must be",
         "at least (\\d+)",
         SECOND + "sources.captions",
     ),
@@ -391,7 +391,7 @@ def test_the_value_in_the_message_removes_the_problem(
         (["--data.tokenizer", "''"], "data.tokenizer", "--data.tokenizer PATH", "x"),
         ([SCHEDULE + "train_tokens", "1e6"], "schedule.train_tokens", "one of the three", "null"),
         ([SCHEDULE + "train_steps", "null"], "schedule.train_tokens", "one of the three", "1e6"),
-        ([SCHEDULE + "train_steps", "0"], "schedule.train_tokens", "no step", None),
+        ([SCHEDULE + "train_steps", "0"], "schedule.train_steps", "at least 1", "100"),
     ],
 )
 def test_refused_with_a_remedy_in_words(overrides: list[str], field: str, reason: str, mended: str | None) -> None:
@@ -583,8 +583,9 @@ def test_the_remedy_in_words_removes_the_problem(
     ],
 )
 def test_sizes_below_one_are_named_before_anything_is_divided_by_them(field: str) -> None:
+    where = field.replace("stages.0", "stages.0 (text)").replace("stages.1", "stages.1 (images)")
     for value in ("0", "-2"):
-        assert problems(tiny(f"--{field}", value), 1) == [f"{field}: {value} must be at least 1"]
+        assert problems(tiny(f"--{field}", value), 1) == [f"{where}: {value} must be at least 1"]
 
 
 def test_no_stage_and_no_source() -> None:
@@ -622,6 +623,17 @@ def test_a_short_stage_without_pictures_is_no_problem() -> None:
     refused([*short, FIRST + "freeze", "[vision]"], 1, "curriculum.stages.0 (text).sequence_length", "freeze: [vision, proj")
 
 
+def test_the_lengths_of_stages_are_judged_and_not_one_that_no_stage_has() -> None:
+    """No pack of a run is of data.sequence_length where its stages have lengths of their own, or of pictures where these
+    are in stages of their own."""
+    text_alone = ["--data.sequence_length", "3", SECOND + "sequence_length", "128"]
+    assert problems(tiny(*text_alone), 1) == []
+    refused([*text_alone, FIRST + "freeze", "[vision]"], 1, "data.sequence_length", "4 tokens of one picture")
+    odd = ["--data.sequence_length", "255", SCHEDULE + "micro_batch_size", "1", PARALLEL + "context_parallel_size", "2"]
+    assert problems(tiny(*odd, FIRST + "sequence_length", "256", SECOND + "sequence_length", "256"), 2) == []
+    refused([*odd, SECOND + "sequence_length", "256"], 2, "data.sequence_length", "= 255 must be a multiple")
+
+
 def test_a_ramp_is_checked_against_the_stages_that_it_goes_through() -> None:
     """Sixteen packs at once in the second stage, four in the first: a ramp over in the first need not suit the second."""
     wide = [*RAMP, SECOND + "micro_batch_size", "16", FIRST + "until", "null", FIRST + "until_steps"]
@@ -633,7 +645,9 @@ def test_a_plan_asks_for_no_ranks_and_no_data() -> None:
     bare = tiny("--data.tokenizer", "''", SCHEDULE + "global_batch_size", "7")
     assert plan_problems(bare) == []
     assert plan_problems(tiny(SCHEDULE + "warmup_steps", "100")) != []
-    assert plan_problems(tiny(SECOND + "image_pool", "0")) == ["curriculum.stages.1.image_pool: 0 must be at least 1"]
+    assert plan_problems(tiny(SECOND + "image_pool", "0")) == [
+        "curriculum.stages.1 (images).image_pool: 0 must be at least 1"
+    ]
 
 
 CHECKPOINT = "--checkpoint."

@@ -19,10 +19,7 @@ def test_the_defaults_have_no_problem() -> None:
     ("change", "reason", "remedy"),
     [
         ({"kv_channels": 33}, "33 is odd", {"kv_channels": 34}),
-        ({"rotary_percent": 1.5}, "turns 192 channels", {"rotary_percent": 1.0}),
         ({"rotary_percent": 0.01}, "turns 1 channels", {"rotary_percent": 1.0}),
-        ({"embedding_scale": 0.0}, "must be above 0", {"embedding_scale": 1.0}),
-        ({"rope_scaling_factor": 0.5}, "at least 1, or null", {"rope_scaling_factor": None}),
         ({"zero_centered_gamma": True, "normalization": "layernorm"}, "only with", {"normalization": "rmsnorm"}),
         ({"qk_layernorm": False, "qk_layernorm_full_width": True}, "set that to true", {"qk_layernorm": True}),
         (

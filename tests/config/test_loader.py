@@ -18,8 +18,8 @@ def found(*settings: str) -> list[str]:
     [
         ("workers", "-1", "-1 must be at least 0"),
         ("prefetch_steps", "0", "0 must be at least 1; loader.workers 0 makes nothing ahead"),
-        ("timeout_s", "0.2", "0.2 must be from 1 to a finite number of seconds"),
-        ("timeout_s", ".inf", "inf must be from 1 to a finite number"),
+        ("timeout_s", "0.2", "0.2 must be at least 1 and finite; a worker that starts"),
+        ("timeout_s", ".inf", "inf must be at least 1 and finite"),
     ],
 )
 def test_what_cannot_work_is_refused(field: str, value: str, message: str) -> None:

@@ -74,7 +74,7 @@ def test_a_chip_that_lacks_a_recipe_is_told_the_nearest(
         (["--parallel.precision", "fp32"], "precision.fp8", "parallel.precision is fp32"),
         (["--precision.fp8_history", "0"], "precision.fp8_history", "at least 1"),
         (["--precision.first_layers_in_bf16", "5"], "precision.first_layers_in_bf16", "from 0 to 4"),
-        (["--precision.last_layers_in_bf16", "-1"], "precision.last_layers_in_bf16", "from 0 to 4"),
+        (["--precision.last_layers_in_bf16", "-1"], "precision.last_layers_in_bf16", "at least 0"),
     ],
 )
 def test_what_fp8_needs(overrides: list[str], field: str, reason: str) -> None:

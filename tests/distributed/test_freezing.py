@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_vlm.errors import ConfigError
 from megatron_vlm.training.loop import Run
 from megatron_vlm.training.optimizer import read_state
 from megatron_vlm.training.step import train_step
@@ -94,3 +95,43 @@ def test_align_only_stage(parallel: dict[str, Any], data: Path) -> None:
     results = run_ranks(2, _align, config)
     assert results[0][0] == results[1][0]
     assert results[0][1] == 4
+
+
+def _refusal(config: Any) -> str:
+    try:
+        Run(config)
+    except ConfigError as refusal:
+        return str(refusal)
+    return "taken"
+
+
+@pytest.mark.parametrize(
+    ("stage", "reason"),
+    [
+        # each on one of the two stages of the pipeline alone
+        ("freeze: [language_model.embedding., language_model.output_layer., vision.decoder.layers.1.]", "taken"),
+        (
+            "freeze: [language_model.decoder.layers.0.mlp.linear_fc9., vision]",
+            "freeze: 'language_model.decoder.layers.0.mlp.linear_fc9.' begins the name of no parameter of this model",
+        ),
+        # of other encoders
+        ("freeze: [vision.class_token]", "'vision.class_token' begins the name of no parameter of this model; leave it out"),
+        (
+            "freeze: [language_model.embedding, language_model.output, language_model.decoder.layers, vision, projector, "
+            "language_model.decoder.final_layernorm.weight]",
+            "train nothing",
+        ),
+        ("freeze: [language]", "taken"),
+    ],
+)
+def test_entries_are_looked_for_on_every_rank(stage: str, reason: str, data: Path) -> None:
+    stages = f"[{{name: a, sources: {{captions: 1.0}}, {stage}}}]"
+    for found in run_ranks(2, _refusal, configuration(data, PP2, **{"curriculum.stages": stages})):
+        assert reason in found
+
+
+def test_pictures_alone_are_not_trained_on_text_alone(data: Path) -> None:
+    stages = "[{name: a, until: 0.5, sources: {text: 1.0}, freeze: [language]}, {name: b, sources: {text: 1.0}}]"
+    (found,) = run_ranks(1, _refusal, configuration(data, **{"curriculum.stages": stages}))
+    assert "curriculum.stages.0 (a).freeze: [language] leaves the pictures' way alone to be trained, and no source" in found
+    assert "stages.1" not in found

@@ -51,4 +51,4 @@ def test_a_run_is_saved_and_goes_on(data: Path, tmp_path: Path) -> None:
 
 def test_less_than_no_layer_is_refused(data: Path) -> None:
     found = problems(configuration(data, **{"model.vision.num_layers": -1}), 1)
-    assert found == ["model.vision.num_layers: -1 must be at least 0 (0: patches go to the projector as embedded)"]
+    assert found == ["model.vision.num_layers: -1 must be at least 0; 0: patches go to the projector as embedded"]

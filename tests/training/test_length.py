@@ -63,7 +63,7 @@ def test_evaluation_by_passes(tmp_path: Path) -> None:
         ({"schedule": {"train_steps": 5}}, "one of the three"),
         ({"epochs": {"captions": 1.0, "text": 1.0}}, "name one source"),
         ({"epochs": {"code": 1.0}}, "'code' is no source that the stage reads; it reads text, captions"),
-        ({"epochs": {"captions": 0.0}}, "0 passes over 'captions'"),
+        ({"epochs": {"captions": 0.0}}, "train_epochs.captions: 0 must be above 0"),
         ({"stage": {"ramp": "linear", "sources_from": {"text": 1.0}}}, "one stage of constant weights"),
     ],
 )

@@ -32,13 +32,47 @@ def test_a_resume_cuts_the_records_that_come_again(tmp_path: Path) -> None:
     assert [record["run"] for record in records] == ["first"] * 6 + ["second"] * 6
 
 
-def test_an_evaluation_at_the_checkpoint_is_not_made_again_and_is_kept(tmp_path: Path) -> None:
+def test_what_was_measured_before_the_checkpoint_is_not_made_again_and_is_kept(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "made" / "here", 0, tensorboard=False)
-    for record in ({"kind": "eval", "step": 5}, {"kind": "train", "step": 5}, {"kind": "eval", "step": 6}):
+    of_the_step = [{"kind": "speed", "step": 5}, {"kind": "eval", "step": 5}, {"kind": "tasks", "step": 5}]
+    for record in (*of_the_step, {"kind": "train", "step": 5}, {"kind": "fault", "step": 5}, {"kind": "eval", "step": 6}):
         log.write(record)
     log.close()
     MetricsLog(tmp_path / "made" / "here", 5, tensorboard=False).close()
-    assert written(tmp_path / "made" / "here") == [{"kind": "eval", "step": 5}]
+    assert written(tmp_path / "made" / "here") == of_the_step
+
+
+def test_a_run_that_begins_anew_keeps_nothing(tmp_path: Path) -> None:
+    fill(tmp_path, 0, 2, "first")
+    log = MetricsLog(tmp_path, 2, tensorboard=False)
+    log.write({"kind": "eval", "step": 0})
+    log.close()
+    MetricsLog(tmp_path, 0, tensorboard=False).close()
+    assert written(tmp_path) == []
+
+
+def test_the_board_of_a_resumed_run_has_every_point_once(tmp_path: Path) -> None:
+    """It forgets all of the checkpoint's step, so what was measured there is shown again."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = MetricsLog(tmp_path, 0, tensorboard=True)
+    for step in range(7):
+        log.write({"kind": "train", "step": step, "loss": 1.0})
+    for step in (5, 7):
+        log.write({"kind": "speed", "step": step, "tokens_per_second": 9.0})
+        log.write({"kind": "eval", "step": step, "losses": {"held": 2.0}})
+        log.write({"kind": "tasks", "step": step, "scores": {"pope": 0.5}})
+    log.close()
+    log = MetricsLog(tmp_path, 5, tensorboard=True)
+    log.write({"kind": "train", "step": 5, "loss": 1.0})
+    log.close()
+    board = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert {tag: [event.step for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]} == {
+        "train/loss": list(range(6)),
+        "speed/tokens_per_second": [5],
+        "eval/losses/held": [5],
+        "tasks/scores/pope": [5],
+    }
 
 
 @pytest.mark.parametrize("cut", [1, 10, 30])
