@@ -115,6 +115,8 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     if args.checkpoint is None:
         raise UserError("give a CHECKPOINT to evaluate, or --compare A B")
+    if args.limit < 0:
+        raise UserError(f"--limit is {args.limit}, but must be at least 1, or 0 for all documents and questions")
     refuse_unwritable("--output", args.output)
     refuse_unwritable("--markdown", args.markdown)
     tasks = [load_task(path) for path in task_files(args.task)]

@@ -8,8 +8,8 @@
 
 CHECKPOINT is a run's folder (its newest checkpoint is taken) or a step's. One prompt is printed as it comes. A file of
 prompts has one object a line, with `prompt` and, if a picture stands before it, `image` (a path under --images, a folder or
-tar); its lines come back with `answer`. The layout need not be that of the training; sequence parallelism and interleaved
-stages are left out.
+tar), or `images`, a list of several; its lines come back with `answer`. The layout need not be that of the training;
+sequence parallelism and interleaved stages are left out.
 
 exit codes: 0 done; 2 refused (checkpoint, prompts, layout)
 """
@@ -65,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("give --prompts FILE, or --prompt and --image, not both")
     if not (args.prompts or args.prompt or args.image):
         raise UserError("nothing to continue: give --prompt TEXT, --image FILE or --prompts FILE")
+    if args.batch < 1:
+        raise UserError(f"--batch is {args.batch}, but at least 1 prompt has to be continued at a time")
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.seed)
     records: list[dict[str, Any]] = read_prompts(args.prompts) if args.prompts else [{"prompt": args.prompt}]
     checkpoint = find_checkpoint(args.checkpoint)

@@ -8,7 +8,7 @@ from megatron_vlm.evaluation.boxes import intersection_over_union, read_box
 from megatron_vlm.evaluation.questions import Question
 from megatron_vlm.evaluation.task import Task
 from megatron_vlm.evaluation.vqa_answers import normalised_answer, vqa_accuracy
-from megatron_vlm.evaluation.yes_no import read_yes_no
+from megatron_vlm.evaluation.yes_no import read_label, read_yes_no
 
 _NUMBER = re.compile(r"\d+")
 
@@ -38,7 +38,7 @@ def value_of(task: Task, question: Question, text: str) -> float:
         number = read_number(text)
         return float(number is not None and number in {read_number(answer) for answer in question.answers})
     if metric == "yes_no":
-        return float(read_yes_no(text) == (question.answers[0] == "yes"))
+        return float(read_yes_no(text) == (read_label(question.answers[0]) == "yes"))
     if metric == "box":
         box = read_box(text, task.box_scale)
         assert question.box is not None

@@ -6,6 +6,7 @@ that count pixels, or hundredths or thousandths of the picture, are brought to s
 
 from __future__ import annotations
 
+import math
 import re
 from typing import NamedTuple
 
@@ -35,8 +36,13 @@ def read_box(text: str, scale: float = 1.0) -> Box | None:
     return Box(min(a, c), min(b, d), max(a, c), max(b, d))
 
 
-def box_text(box: Box, scale: float = 1.0, digits: int = 2) -> str:
-    """A box as LLaVA writes it: `[0.12, 0.3, 0.5, 0.87]` with two digits, of shares."""
+def box_text(box: Box, scale: float = 1.0, digits: int | None = None) -> str:
+    """A box as LLaVA writes it: `[0.12, 0.30, 0.50, 0.87]`, or on a scale of 1000 `[120, 300, 500, 870]`.
+
+    `digits` after the point; None: two of shares, and as many fewer as `scale` says hundredths without them.
+    """
+    if digits is None:
+        digits = max(0, 2 - math.floor(math.log10(scale)))
     return "[" + ", ".join(f"{value * scale:.{digits}f}" for value in box) + "]"
 
 

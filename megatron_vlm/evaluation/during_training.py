@@ -20,7 +20,7 @@ class TaskMeasure:
     """Answers a run's `evaluation.tasks`; given to `training.loop.Run`, which asks for it.
 
     Raises:
-        ConfigError: a task's file is wrong, or its tasks cannot be answered in the layout of the training.
+        ConfigError: a task's file or `evaluation.limit` is wrong, or tasks cannot be answered in the layout of the training.
         DataError: questions that cannot be read: better now than after a thousand steps.
     """
 
@@ -28,6 +28,8 @@ class TaskMeasure:
         chosen = config.evaluation
         self.controls: tuple[Control, ...] = ("seen", *dict.fromkeys(chosen.controls))
         self.limit = chosen.limit
+        if self.limit < 0:
+            raise ConfigError(f"evaluation.limit: {self.limit} must be at least 0 (0: all questions)")
         self.tasks: list[Task] = [load_task(path) for path in task_files([Path(place) for place in chosen.tasks])]
         for task in self.tasks:
             read_questions(task)

@@ -54,7 +54,7 @@ class Generator:
     """Generates with the model of a scorer.
 
     Args:
-        most_together: prompts of a batch at most.
+        most_together: prompts of a batch at most, 1 at least.
 
     Raises:
         DataError: a layout that cannot generate.
@@ -249,7 +249,8 @@ class Spoken:
         """What the token adds that can be said already."""
         self._ids.append(token)
         text = cut(self._decode(self._ids), self._stop)
-        longest = max((len(mark) for mark in self._stop), default=1) - 1
+        # what is held may be no longer than the text, or the slice below would count from its end
+        longest = min(max((len(mark) for mark in self._stop), default=1) - 1, len(text))
         held = next((n for n in range(longest, 0, -1) if any(mark.startswith(text[-n:]) for mark in self._stop)), 0)
         return "" if text.endswith("\ufffd") else self._say(text[: len(text) - held])
 

@@ -19,7 +19,7 @@ from megatron_vlm.evaluation.scorer import Scorer
 
 
 def read_prompts(path: Path) -> list[dict[str, Any]]:
-    """Objects with `prompt`, and if need be `image` (one name) or `images` (several).
+    """Objects with `prompt`, and if need be `image` (one name) or `images` (several), of which an empty one counts for none.
 
     Raises:
         DataError: the file cannot be read, or a line that is no such object, by its number.
@@ -34,6 +34,8 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
         record = {"prompt": "", **found.value}
         if not isinstance(record["prompt"], str) or not isinstance(record.get("images", []), list):
             raise DataError(f"{path}, record {number}: 'prompt' must be a text, and 'images' a list of names")
+        if record.get("image") and record.get("images"):
+            raise DataError(f"{path}, record {number}: has both 'image' and 'images'; put all names into 'images'")
         records.append(record)
     if not records:
         raise DataError(f"{path}: holds no prompt")
@@ -67,7 +69,7 @@ def prompts_of(
     decoder = open_decoder(scorer.config.data.pictures, scorer.config.model.vision.pixel_mean)
     prompts = []
     for number, record in enumerate(records):
-        named = record.get("images", [record["image"]] if record.get("image") else [])
+        named = record.get("images") or ([record["image"]] if record.get("image") else [])
         pictures = []
         if scorer.decodes:
             try:

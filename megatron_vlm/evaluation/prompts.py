@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from megatron_vlm.evaluation.boxes import box_text
 from megatron_vlm.evaluation.questions import Question
 from megatron_vlm.evaluation.task import Task
 from megatron_vlm.ops.assemble import MODALITY_CAPTION, MODALITY_TEXT, Segment
@@ -56,12 +57,16 @@ def preface(task: Task, shots: Sequence[Question]) -> str:
     parts = [task.preamble]
     for shot in shots:
         context = shot.contexts[shot.gold if len(shot.contexts) > 1 else 0]
-        if shot.choices:
-            answer = shot.choices[shot.gold if len(shot.choices) > 1 else 0]
-        else:
-            answer = shot.answers[0] if shot.answers else ""
-        parts.append(context + task.delimiter + answer + task.example_delimiter)
+        parts.append(context + task.delimiter + _right_answer(task, shot) + task.example_delimiter)
     return "".join(parts)
+
+
+def _right_answer(task: Task, shot: Question) -> str:
+    if shot.choices:
+        return shot.choices[shot.gold if len(shot.choices) > 1 else 0]
+    if shot.box is not None:
+        return box_text(shot.box, task.box_scale)
+    return shot.answers[0] if shot.answers else ""
 
 
 def choices_of(task: Task, question: Question, before: str) -> list[Choice]:

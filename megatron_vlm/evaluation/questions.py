@@ -7,7 +7,7 @@
 | schema | llm-foundry's jsonl: `context_options`, `continuation`, `gold` |
 | pope | POPE's jsonl: `image`, `text`, `label` (yes or no) |
 | vqa | VQA's questions .json (`questions`: `question_id`, `image_id`, `question`) and annotations .json (`answers`) |
-| open | jsonl: `question`, `answer` or `answers` |
+| open | jsonl: `question`, `answer` or `answers`; of metric yes_no yes or no in any case, true or false |
 | grounding | jsonl: `expression`, `box` [x, y, w, h] in pixels, `width`, `height` |
 | captions | jsonl: `captions` |
 
@@ -24,12 +24,13 @@ from typing import Any
 
 from megatron_vlm.data.records import Unit
 from megatron_vlm.data.sources.json_files import read_objects
-from megatron_vlm.data.sources.json_values import parse_object
+from megatron_vlm.data.sources.json_values import kind_of, parse_object, shown
 from megatron_vlm.data.sources.opening import input_file
 from megatron_vlm.data.sources.unusable import Unusable
 from megatron_vlm.errors import DataError
 from megatron_vlm.evaluation.boxes import Box
 from megatron_vlm.evaluation.task import Form, Task
+from megatron_vlm.evaluation.yes_no import read_label
 
 
 @dataclass(frozen=True)
@@ -103,22 +104,29 @@ def _records(task: Task) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _vqa_records(task: Task) -> Iterator[dict[str, Any]]:
-    asked, answered = (_object(Path(name)) for name in (task.data, task.annotations))
-    by_id = {entry.get("question_id"): entry for entry in answered.get("annotations", [])}
-    for question in asked.get("questions", []):
-        answer = by_id.get(question.get("question_id"))
+    asked, answered = _vqa_entries(Path(task.data), "questions"), _vqa_entries(Path(task.annotations), "annotations")
+    by_id = {entry["question_id"]: entry for entry in answered}
+    for question in asked:
+        answer = by_id.get(question["question_id"])
         if answer is None:
-            raise DataError(f"{task.annotations}: question {question.get('question_id')} of {task.data} is not answered")
+            raise DataError(f"{task.annotations}: question {question['question_id']} of {task.data} is not answered")
         yield {**answer, **question}
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _vqa_entries(path: Path, field: str) -> list[dict[str, Any]]:
+    """The list `field` of VQA's .json; every entry has a `question_id`."""
     try:
-        return parse_object(path.read_bytes())
+        entries = parse_object(path.read_bytes()).get(field, [])
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     except Unusable as defect:
         raise DataError(f"{path}: {defect}") from None
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: {field!r} must be a list of objects, as VQA has them, and is {kind_of(entries)}")
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get("question_id"), (int, str)):
+            raise DataError(f"{path}, entry {number} of {field!r}: must be an object with a number or text 'question_id'")
+    return entries
 
 
 def _key(fields: Fields, number: int) -> str:
@@ -152,6 +160,13 @@ def _gold(fields: Fields, choices: int) -> int:
     return value
 
 
+def _label(value: Any, name: str) -> str:
+    label = read_label(value)
+    if label is None:
+        raise _Wrong(f"field {name!r} must be yes or no, and is {shown(value)}")
+    return label
+
+
 # -- forms ---------------------------------------------------------------------------------------------------------
 
 
@@ -176,18 +191,21 @@ class _Record:
 
     def prompt(self, question: object) -> str:
         """The task's prompt, filled with the record's fields and with `question`."""
-        try:
-            return self.task.prompt.format(**{**self.fields, "question": question})
-        except (KeyError, IndexError, ValueError) as error:
-            raise _Wrong(f"the prompt {self.task.prompt!r} cannot be filled: no field {error}") from None
+        return self._filled(self.task.prompt, {**self.fields, "question": question}, "the prompt {} cannot be filled")
 
     def _picture(self) -> str:
         if not self.task.pictures:
             return ""
+        return self._filled(self.task.picture_name, self.fields, "the picture's name {} cannot be made")
+
+    def _filled(self, template: str, fields: Fields, failed: str) -> str:
         try:
-            return self.task.picture_name.format(**self.fields)
-        except (KeyError, IndexError, ValueError) as error:
-            raise _Wrong(f"the picture's name {self.task.picture_name!r} cannot be made: no field {error}") from None
+            return template.format(**fields)
+        except (KeyError, IndexError) as error:
+            raise _Wrong(f"{failed.format(repr(template))}: no field {error}") from None
+        # {field.name}, a map's {field[name]} and {field:d} of values that have no such thing
+        except (AttributeError, TypeError, ValueError) as error:
+            raise _Wrong(f"{failed.format(repr(template))}: {error}") from None
 
 
 def _multiple_choice(record: _Record) -> Question:
@@ -209,9 +227,7 @@ def _schema(record: _Record) -> Question:
 
 
 def _pope(record: _Record) -> Question:
-    label = _text(record.fields, "label").strip().lower()
-    if label not in ("yes", "no"):
-        raise _Wrong(f"field 'label' must be yes or no, and is {label!r}")
+    label = _label(record.fields.get("label"), "label")
     asked = record.prompt(_text(record.fields, "text"))
     return record.question(asked, choices=("yes", "no"), gold=int(label == "no"), answers=(label,))
 
@@ -225,16 +241,30 @@ def _vqa(record: _Record) -> Question:
 
 
 def _open(record: _Record) -> Question:
-    given = record.fields.get("answers", [record.fields.get("answer")])
+    name = "answers" if "answers" in record.fields else "answer"
+    given = record.fields["answers"] if name == "answers" else [record.fields.get("answer")]
     if not isinstance(given, list) or not given or not all(isinstance(a, (str, int, float)) for a in given):
         raise _Wrong("it has neither a text 'answer' nor a list 'answers'")
     asked = record.prompt(_text(record.fields, "question"))
-    return record.question(asked, answers=tuple(str(answer) for answer in given))
+    if record.task.measured_by != "yes_no":
+        return record.question(asked, answers=tuple(_written(answer, name) for answer in given))
+    labels = {_label(answer, name) for answer in given}
+    if len(labels) > 1:
+        raise _Wrong(f"field {name!r} says both yes and no, of which metric yes_no takes one; leave the wrong ones out")
+    return record.question(asked, answers=tuple(labels))
+
+
+def _written(answer: str | float, name: str) -> str:
+    """A text or number as text; true and false are words of the task's own."""
+    if isinstance(answer, bool):
+        raise _Wrong(f"field {name!r} is {json.dumps(answer)}: write it as the text that is right, or take metric yes_no")
+    return str(answer)
 
 
 def _grounding(record: _Record) -> Question:
     fields = record.fields
-    numbers = [*(fields.get("box") or []), fields.get("width"), fields.get("height")]
+    corners = fields.get("box")
+    numbers = [*(corners if isinstance(corners, list) else []), fields.get("width"), fields.get("height")]
     if len(numbers) != 6 or not all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in numbers):
         raise _Wrong("'box' must be [x, y, w, h] in pixels, beside 'width' and 'height'")
     x, y, w, h, width, height = numbers

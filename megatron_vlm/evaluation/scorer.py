@@ -18,6 +18,8 @@ from megatron_vlm.config.steps import StepShape
 from megatron_vlm.data.opening import token_counts
 from megatron_vlm.data.tokenizer import Tokenizer
 from megatron_vlm.errors import ConfigError, DataError
+from megatron_vlm.interop.checkpoint_reader import CheckpointTensors
+from megatron_vlm.interop.model_tensors import WORDS
 from megatron_vlm.parallel import topology as topology_module
 from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training import checkpoint as checkpoints
@@ -47,15 +49,21 @@ class Scorer:
 
         Raises:
             ConfigError: the layout does not fit the model or the ranks.
-            DataError: no whole checkpoint, or its tokenizer changed since.
+            DataError: no whole checkpoint; its tokenizer changed since; or it was imported without one, and
+                `config` has none either, or one of more words than it has rows for.
         """
         run = checkpoints.read_run_file(checkpoint)
         problems = layout_problems(config, topology_module.world_size_from_environment())
         if problems:
             raise ConfigError("this layout cannot run:\n" + "\n".join(f"  - {line}" for line in problems))
         step = int(run["step"])
+        if not config.data.tokenizer:
+            raise DataError(f"{checkpoint} was imported without a tokenizer; give the model's own with --data.tokenizer")
         tokenizer = Tokenizer.load(Path(config.data.tokenizer))
-        if tokenizer.fingerprint != run["tokenizer_fingerprint"]:
+        trained_with = run["tokenizer_fingerprint"]
+        if trained_with is None:
+            config = _with_rows_of(checkpoint, config, tokenizer)
+        elif tokenizer.fingerprint != trained_with:
             raise DataError(
                 f"{config.data.tokenizer} is not the tokenizer that {checkpoint} was trained with; give that one with "
                 f"--data.tokenizer"
@@ -77,6 +85,33 @@ class Scorer:
         return score_documents(self.engine, self.shape, self.topology, self.tokens, documents, greedy)
 
 
+def _with_rows_of(checkpoint: Path, config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
+    """`config`, with which the tokenizer's words make the rows that a checkpoint imported without a tokenizer has.
+
+    Raises:
+        DataError: it has fewer rows than the tokenizer has words.
+    """
+    rows = CheckpointTensors(checkpoint, config.model.lora).shapes[WORDS][0]
+    if tokenizer.vocab_size > rows:
+        raise DataError(
+            f"{config.data.tokenizer} has {tokenizer.vocab_size} words, and {checkpoint}, which was imported without a "
+            f"tokenizer, {rows} rows for them; give the model's own with --data.tokenizer, or import it again with this one"
+        )
+    language = replace(config.model.language, vocab_pad_multiple=rows)
+    return replace(config, model=replace(config.model, language=language))
+
+
+#: fields of `parallel` that part the model: one of them given, and the others are not those of the training
+_PARTING = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "num_layers_in_first_pipeline_stage",
+    "num_layers_in_last_pipeline_stage",
+    "virtual_pipeline_model_parallel_size",
+    "context_parallel_size",
+)
+
+
 def layout_for(config: RunConfig, world_size: int, given: dict[str, Any], generates: bool = False) -> RunConfig:
     """The checkpoint's configuration for `world_size` ranks.
 
@@ -87,16 +122,15 @@ def layout_for(config: RunConfig, world_size: int, given: dict[str, Any], genera
     # what context-parallel ranks share in training, they need not in scoring: they score rows of their own
     trained = replace(config.parallel, context_parallel_size=1)
     fits = world_size % trained.model_ranks == 0
-    base = trained if fits and not given else ParallelConfig(precision=trained.precision)
+    base = trained if fits and given.keys().isdisjoint(_PARTING) else ParallelConfig(precision=trained.precision)
     if generates:
         base = replace(base, sequence_parallel=False, virtual_pipeline_model_parallel_size=1)
-    parallel = replace(
-        base,
-        overlap_grad_reduce=False,
-        overlap_param_gather=False,
-        recompute="none",
-        device="auto",
-        layer_spec="auto",
-        **given,
-    )
+    plain: dict[str, Any] = {
+        "overlap_grad_reduce": False,
+        "overlap_param_gather": False,
+        "recompute": "none",
+        "device": "auto",
+        "layer_spec": "auto",
+    }
+    parallel = replace(base, **{**plain, **given})
     return replace(config, parallel=parallel, precision=PrecisionConfig(), performance=PerformanceConfig())

@@ -26,17 +26,24 @@ def run_tasks(scorer: Scorer, tasks: Sequence[Task], controls: Sequence[Control]
     """Each task under each control; those without pictures once, as they are.
 
     Args:
-        limit: questions of each task at most (0: all), the first ones of its file.
+        limit: questions of each task at most (0: all), the first ones of its file; examples are drawn from all of them.
     """
     for task in tasks:
-        questions = read_questions(task)[: limit or None]
+        questions = read_questions(task)
         for control in controls if task.shows_pictures else ("seen",):
-            yield run_task(scorer, task, questions, control)
+            yield run_task(scorer, task, questions, control, limit)
 
 
-def run_task(scorer: Scorer, task: Task, questions: Sequence[Question], control: Control = "seen") -> TaskScore:
-    """One task, with a progress bar on rank 0."""
-    shown = under(control, questions)
+def run_task(
+    scorer: Scorer, task: Task, questions: Sequence[Question], control: Control = "seen", limit: int = 0
+) -> TaskScore:
+    """One task, with a progress bar on rank 0.
+
+    Args:
+        questions: of the task, all of them.
+        limit: how many of them are answered, the first ones; 0: all. What is put to the model for one does not depend on it.
+    """
+    shown = under(control, questions)[: limit or None]
     pictures = TaskPictures(task, scorer)
     if task.by_likelihood:
         return _by_likelihood(scorer, task, questions, shown, pictures, control)

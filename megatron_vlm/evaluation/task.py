@@ -171,6 +171,8 @@ def _problems(task: Task) -> list[str]:
         problems.append(f"chance is {task.chance:g}, but must be at least 0 and below 1")
     if task.few_shot < 0:
         problems.append(f"few_shot is {task.few_shot}, but must not be negative")
+    if not task.box_scale > 0:
+        problems.append(f"box_scale is {task.box_scale:g}, but must be above 0")
     if task.max_new_tokens < 1:
         problems.append("max_new_tokens must be at least 1")
     return problems

@@ -17,6 +17,14 @@ class YesNo:
     yes_share: float
 
 
+def read_label(label: object) -> str | None:
+    """What a set calls right: yes or no in any case, or JSON's true or false; None for anything else."""
+    if isinstance(label, bool):
+        return "yes" if label else "no"
+    word = label.strip().lower() if isinstance(label, str) else ""
+    return word if word in ("yes", "no") else None
+
+
 def read_yes_no(text: str) -> bool:
     """POPE's reading: of the first sentence, without commas; "no" or "not" among its words is no, all else yes."""
     words = text.partition(".")[0].replace(",", "").split(" ")

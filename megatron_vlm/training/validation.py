@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from megatron_vlm.config.data import TokenCounts
@@ -19,6 +21,9 @@ from megatron_vlm.training.scoring import Scored, needs_pictures, score_document
 
 def trained_shape(config: RunConfig, step: int) -> StepShape:
     """The shape in which a model of `step` steps is measured: that of the last of them, or of the first to come."""
+    if not config.segments:
+        # weights that were imported for no run in particular: how long one is does not matter to its first step
+        config = replace(config, schedule=replace(config.schedule, train_steps=1, train_tokens=None, train_epochs={}))
     return config.shape_of(max(0, step - 1))
 
 

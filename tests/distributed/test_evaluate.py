@@ -9,17 +9,26 @@ from typing import Any
 import pytest
 
 from megatron_vlm.cli.main import main
+from megatron_vlm.interop.importing import plan_import, run_import
+from megatron_vlm.interop.sources import open_source
 from megatron_vlm.training.loop import Run
 from tests.distributed.ranks import run_ranks
 from tests.distributed.tiny_run import SAMPLE, TP2, configuration
+from tests.interop.oracles import base_config
+from tests.interop.test_convert import LLAMA, llama_tensors, write_folder
 
 pytestmark = pytest.mark.distributed
 
-LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "one rank": (1, {}),
     "pp2 x vp2": (2, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
     "dp2": (2, {"tensor_model_parallel_size": 1}),
     "cp2": (2, {"context_parallel_size": 2}),
+    "of the training, on a CPU": (2, {"device": "cpu", "layer_spec": "host", "recompute": "full"}),
+    "dp2, overlapped": (
+        2,
+        {"tensor_model_parallel_size": 1, "overlap_grad_reduce": True, "overlap_param_gather": True},
+    ),
 }
 
 
@@ -31,11 +40,11 @@ def _evaluate(arguments: list[str]) -> int:
     return main(["evaluate", *arguments])
 
 
-def _results(ranks: int, folder: Path, output: Path, parallel: dict[str, int], *others: str) -> dict[str, Any]:
+def _results(ranks: int, folder: Path, output: Path, parallel: dict[str, Any], *others: str) -> dict[str, Any]:
     arguments = [str(folder), "--limit", "16", "--output", str(output), *others]
     arguments += ["--naming", f"seen={SAMPLE / 'images' / 'train-00000.tar'}"]
     for name, value in parallel.items():
-        arguments += [f"--parallel.{name}", str(value)]
+        arguments += [f"--parallel.{name}", str(value).lower()]
     assert run_ranks(ranks, _evaluate, arguments) == [0] * ranks
     return json.loads(output.read_text())
 
@@ -67,6 +76,25 @@ def test_at_another_resolution_and_in_fewer_tokens(trained: tuple[Path, dict[str
     assert alone["held_out"]["captions"]["documents"] == 16
     assert alone["held_out"]["captions"]["tokens"] == own["held_out"]["captions"]["tokens"]
     assert alone["held_out"]["captions"]["loss"] != own["held_out"]["captions"]["loss"]
+
+
+def test_a_checkpoint_imported_without_a_tokenizer(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its rows are not those that a run of the tokenizer makes by itself: 5120, where 4096 words would have 4096."""
+    for name, words in (("llama", 5000), ("small", 150)):
+        tensors = llama_tensors({**LLAMA, "vocab_size": words})
+        source = open_source(write_folder(tmp_path / "folders" / name, tensors, vocab_size=words))
+        run_import(plan_import([source], base_config()), tmp_path / name)
+    given = ["--data.tokenizer", str(SAMPLE / "tokenizer"), "--data.validation.text", str(data / "text"), "--limit", "4"]
+    output = tmp_path / "results.json"
+    assert run_ranks(2, _evaluate, [str(tmp_path / "llama"), *given, "--output", str(output)]) == [0, 0]
+    assert json.loads(output.read_text())["held_out"]["text"]["documents"] > 0
+    capfd.readouterr()
+    assert run_ranks(1, _evaluate, [str(tmp_path / "small"), *given]) == [2]
+    said = capfd.readouterr().err
+    assert "has 4096 words" in said
+    assert "imported without a tokenizer, 256 rows for them" in said
+    assert run_ranks(1, _evaluate, [str(tmp_path / "llama"), "--limit", "4"]) == [2]
+    assert "was imported without a tokenizer; give the model's own with --data.tokenizer" in capfd.readouterr().err
 
 
 def _compare(results: dict[str, Any], expected: dict[str, Any]) -> None:

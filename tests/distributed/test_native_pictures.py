@@ -16,13 +16,17 @@ from PIL import Image
 
 from megatron_vlm.cli.main import main
 from megatron_vlm.data.indexed_reader import IndexedReader
+from megatron_vlm.data.opening import open_sources
 from megatron_vlm.data.sequence_facts import open_sequence_facts
 from megatron_vlm.errors import DataError
 from megatron_vlm.evaluation.generation import Generator
+from megatron_vlm.evaluation.held_out import HeldOut, exchange_pictures, measure_held_out
 from megatron_vlm.evaluation.sampling import Sampling
 from megatron_vlm.evaluation.scorer import Scorer, layout_for
 from megatron_vlm.training.checkpoint import checkpoint_config, find_checkpoint
 from megatron_vlm.training.loop import Run
+from megatron_vlm.training.scoring import rows_of
+from megatron_vlm.training.validation import held_out_documents
 from tests.distributed.ranks import run_ranks
 from tests.distributed.tiny_run import PP2, SAMPLE, TP2, configuration
 
@@ -179,6 +183,29 @@ def test_generation_with_pictures_of_any_shape(
 ) -> None:
     one = run_ranks(1, _generated, alone[0], shaped, 1, {})[0]
     assert run_ranks(2, _generated, alone[0], shaped, 2, PP2)[0] == one
+
+
+def _held_out(folder: Path, ranks: int, parallel: dict[str, Any]) -> tuple[HeldOut, float]:
+    """The blind control, and its loss where each document is scored by itself under its exchanged pictures."""
+    checkpoint = find_checkpoint(folder)
+    scorer = Scorer.open(checkpoint, layout_for(checkpoint_config(checkpoint), ranks, parallel))
+    source = open_sources(scorer.config.data.validation, scorer.tokenizer, scorer.shape.image_tokens)["heldout"]
+    documents = held_out_documents(source, scorer.config, scorer.shape, 0, scorer.decodes)
+    exchanged = exchange_pictures(documents, scorer.shape, scorer.tokens.image_token_id)
+    for before, after in zip(documents, exchanged, strict=True):
+        assert after.pictures is not before.pictures
+        placeholders = int((after.segment.ids == scorer.tokens.image_token_id).sum())
+        assert placeholders == rows_of(scorer.shape, after.pictures, 1)
+    by_themselves = np.concatenate([scorer.score([document]) for document in exchanged])
+    return measure_held_out(scorer, source, 0), float(by_themselves[:, 0].sum() / by_themselves[:, 1].sum())
+
+
+def test_the_blind_control_exchanges_pictures_of_unlike_shapes(alone: tuple[Path, list[dict[str, Any]]]) -> None:
+    ((one, by_themselves),) = run_ranks(1, _held_out, alone[0], 1, {})
+    assert one.documents == 20
+    assert one.blind_loss == pytest.approx(by_themselves, abs=1e-5)
+    for other, _ in run_ranks(2, _held_out, alone[0], 2, PP2):
+        assert (other.loss, other.blind_loss) == pytest.approx((one.loss, one.blind_loss), abs=1e-5)
 
 
 def _refusal(config: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from megatron_vlm.config.loading import load_config
 from megatron_vlm.ops.assemble import MODALITY_TEXT
 from megatron_vlm.training.loop import Run
 from megatron_vlm.training.scoring import Scored, score_documents
@@ -33,6 +34,13 @@ def _configuration(data: Path, parallel: dict[str, Any] | None = None) -> Any:
 def test_a_border_is_measured_in_the_shape_before_it(data: Path) -> None:
     config = _configuration(data)
     assert [trained_shape(config, step).stage for step in (0, 1, 2, 3, 5)] == [0, 0, 0, 1, 1]
+
+
+def test_weights_for_no_run_in_particular_are_measured_as_a_run_begins() -> None:
+    config = load_config(preset="tiny")
+    assert not config.segments
+    begun = replace(config, schedule=replace(config.schedule, train_steps=100))
+    assert trained_shape(config, 0) == begun.shape_of(0)
 
 
 def _documents(run: Run) -> dict[str, tuple[int, int, set[tuple[int, ...]], set[int]]]:

@@ -27,10 +27,12 @@ def test_reading(text: str, scale: float, box: Box | None) -> None:
     assert read_box(text, scale) == (None if box is None else pytest.approx(box))
 
 
-@given(boxes, st.sampled_from([(1.0, 2), (1000.0, 0), (100.0, 1)]))
-def test_a_box_is_read_as_it_was_written(box: Box, form: tuple[float, int]) -> None:
-    scale, digits = form
-    found = read_box(box_text(box, scale, digits), scale)
+@given(boxes, st.sampled_from([(1.0, 2, None), (1000.0, 0, None), (100.0, 0, None), (10.0, 1, None), (100.0, 1, 1)]))
+def test_a_box_is_read_as_it_was_written(box: Box, form: tuple[float, int, int | None]) -> None:
+    scale, digits, asked = form
+    text = box_text(box, scale, asked)
+    assert text.count(".") == (4 if digits else 0)
+    found = read_box(text, scale)
     assert found is not None
     assert found == pytest.approx(box, abs=0.51 * 10**-digits / scale)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from megatron_vlm.evaluation.boxes import Box
 from megatron_vlm.evaluation.prompts import Choice, Shots, choices_of, preface, prompt_of, segment_of, split_ids
 from megatron_vlm.evaluation.questions import Question
 from megatron_vlm.evaluation.task import Task
@@ -54,6 +55,12 @@ def test_a_schema_varies_what_comes_before() -> None:
     question = Question("0", ("the cup", "the bag"), ("was big",), 1)
     assert choices_of(task, question, "") == [Choice("the cup", " was big"), Choice("the bag", " was big")]
     assert preface(task, [question]) == "the bag was big\n"
+
+
+@pytest.mark.parametrize(("scale", "answer"), [(1.0, "[0.12, 0.20, 0.50, 0.75]"), (1000.0, "[125, 200, 500, 750]")])
+def test_an_example_of_a_box_says_where_it_is(scale: float, answer: str) -> None:
+    task = Task("t", "grounding", "x", box_scale=scale)
+    assert preface(task, [Question("0", ("the cup",), box=Box(0.125, 0.2, 0.5, 0.75))]) == f"the cup {answer}\n"
 
 
 def test_a_free_answer_follows_without_white_space() -> None:

@@ -95,7 +95,10 @@ def test_keys_that_repeat_are_places_in_the_file(tmp_path: Path) -> None:
         ("pope", {"image": "a", "text": "t", "label": "maybe"}, "must be yes or no, and is 'maybe'"),
         ("pope", {"text": "t", "label": "no"}, "the picture's name '{image}' cannot be made: no field 'image'"),
         ("open", {"image": "a", "question": "q"}, "neither a text 'answer' nor a list 'answers'"),
+        ("open", {"image": "a", "question": "q", "answer": True}, "'answer' is true: write it as the text that is right"),
         ("grounding", {"image": "a", "expression": "e", "box": [1, 2, 3]}, "'box' must be"),
+        ("grounding", {"image": "a", "expression": "e", "box": 7, "width": 4, "height": 4}, "'box' must be"),
+        ("grounding", {"image": "a", "expression": "e", "box": True, "width": 4, "height": 4}, "'box' must be"),
         ("captions", {"image": "a", "captions": []}, "'captions' must be a list of texts"),
     ],
 )
@@ -109,6 +112,63 @@ def test_a_record_that_is_wrong_is_named(tmp_path: Path, form: str, record: dict
         read_questions(task)
     assert f"set.jsonl, record {len(records) - 1}: " in str(refused.value)
     assert said in str(refused.value)
+
+
+def test_labels_of_open_questions(tmp_path: Path) -> None:
+    records = [{"question": "q", "answer": "Yes"}, {"question": "q", "answer": False}, {"question": "q", "answers": ["NO "]}]
+    task = _task(tmp_path, "open", records, metric="yes_no")
+    assert [question.answers for question in read_questions(task)] == [("yes",), ("no",), ("no",)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"answer": "maybe"}, "field 'answer' must be yes or no, and is 'maybe'"),
+        ({"answers": ["yes", 1]}, "field 'answers' must be yes or no, and is 1"),
+        ({"answers": ["yes", "no"]}, "field 'answers' says both yes and no"),
+    ],
+)
+def test_other_labels_of_open_questions_are_refused(tmp_path: Path, fields: dict[str, Any], said: str) -> None:
+    task = _task(tmp_path, "open", [{"question": "q", "answer": "no"}, {"question": "q", **fields}], metric="yes_no")
+    with pytest.raises(DataError, match=rf"set\.jsonl, record 1: {said}"):
+        read_questions(task)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{foo.bar}", "'dict' object has no attribute 'bar'"),
+        ("{question[x]}", "string indices must be integers"),
+        ("{foo:d}", "unsupported format string"),
+        ("{foo[bar]}", "no field 'bar'"),
+        ("{question", "expected '}'"),
+    ],
+)
+def test_a_template_that_does_not_fit_the_record(tmp_path: Path, template: str, said: str) -> None:
+    record = {"question": "q", "answer": "a", "foo": {"x": 1}}
+    with pytest.raises(DataError, match=r"set\.jsonl, record 0: the prompt .* cannot be filled: ") as refused:
+        read_questions(_task(tmp_path, "open", [record], prompt=template))
+    assert said in str(refused.value)
+    with pytest.raises(DataError, match=r"set\.jsonl, record 0: the picture's name .* cannot be made: ") as refused:
+        read_questions(_task(tmp_path, "open", [record], pictures="p", picture_name=template))
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("questions", "annotations", "said"),
+    [
+        ([], {"1": {}}, r"a\.json: 'annotations' must be a list of objects, as VQA has them, and is an object"),
+        ("none", [], r"q\.json: 'questions' must be a list of objects, as VQA has them, and is a string"),
+        ([{"question_id": 1}, 5], [], r"q\.json, entry 1 of 'questions': must be an object with a number or text"),
+        ([], [{"question_id": [1]}], r"a\.json, entry 0 of 'annotations': must be an object with a number or text"),
+    ],
+)
+def test_vqa_files_of_another_form(tmp_path: Path, questions: Any, annotations: Any, said: str) -> None:
+    (tmp_path / "q.json").write_text(json.dumps({"questions": questions}))
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": annotations}))
+    task = Task("vqa", "vqa", str(tmp_path / "q.json"), annotations=str(tmp_path / "a.json"), pictures="p")
+    with pytest.raises(DataError, match=said):
+        read_questions(task)
 
 
 def test_broken_lines_missing_and_empty_files(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def test_the_name_is_the_files_and_paths_are_relative_to_it(tmp_path: Path) -> N
         ("form: vqa\ndata: x\nannotations: a\npictures: p\nby: likelihood", "offers no choices"),
         ("form: open\ndata: x\nmetric: box", "measured by exact or number or vqa or yes_no, not by box"),
         ("form: schema\ndata: x\nchance: 1.0", "chance is 1"),
+        ("form: grounding\ndata: x\npictures: p\nbox_scale: 0", "box_scale is 0, but must be above 0"),
         ("- a list", "expected a map"),
         ("form: [", "not valid YAML"),
     ],

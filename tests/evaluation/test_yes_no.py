@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_vlm.evaluation.yes_no import YesNo, read_yes_no, yes_no_figures
+from megatron_vlm.evaluation.yes_no import YesNo, read_label, read_yes_no, yes_no_figures
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,14 @@ from megatron_vlm.evaluation.yes_no import YesNo, read_yes_no, yes_no_figures
 )
 def test_reading(text: str, yes: bool) -> None:
     assert read_yes_no(text) is yes
+
+
+@pytest.mark.parametrize(
+    ("label", "read"),
+    [("yes", "yes"), (" No\n", "no"), ("YES", "yes"), (True, "yes"), (False, "no"), ("", None), ("true", None), (1, None)],
+)
+def test_labels(label: object, read: str | None) -> None:
+    assert read_label(label) == read
 
 
 def test_figures() -> None:
