@@ -144,6 +144,7 @@ def _show(args: argparse.Namespace, inputs: Inputs) -> int:
 
 def _search(args: argparse.Namespace, inputs: Inputs) -> int:
     from megatron_vlm.cli.plan_tables import as_json, describe_memory, describe_run, describe_search, overrides_of
+    from megatron_vlm.errors import ConfigError
     from megatron_vlm.planning.layout import VISION_PLACEMENTS
     from megatron_vlm.planning.layout_search import search
 
@@ -158,6 +159,9 @@ def _search(args: argparse.Namespace, inputs: Inputs) -> int:
         visions=(args.vision,) if args.vision else VISION_PLACEMENTS,
         keep=max(1, args.top),
     )
+    if result.refused:
+        reasons = "\n".join(f"  - {line}" for line in result.refused)
+        raise ConfigError(f"{inputs.name} runs in no layout on {args.gpus} GPUs; the one that lacks least:\n{reasons}")
     if args.json:
         values = {"best": [as_json(plan, args.price, inputs.config) for plan in result.best], "tried": result.tried}
         print(json.dumps({**values, "too_large": result.too_large, "notes": inputs.notes}, indent=2))

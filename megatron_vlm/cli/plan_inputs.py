@@ -54,6 +54,11 @@ def read_inputs(args: argparse.Namespace, given: list[str], overrides: list[str]
         notes.append("a stage's share of pictures is not known and taken for 0; say --assume SOURCE=TOKENS+PICTURES")
     chip = hardware(args.gpu)
     efficiency = efficiency_of(chip.name) if args.efficiency is None else read_efficiency(args.efficiency)
+    if config.model.lora.rank:
+        notes.append(
+            "low-rank updates train beside PyTorch's own layers (parallel.layer_spec host); activations and seconds are "
+            "planned as those of Transformer Engine's, which keep less and are faster"
+        )
     vocab_size, note = _vocabulary(args, config)
     return Inputs(name, config, stretches, vocab_size, chip, efficiency, notes + ([note] if note else []))
 

@@ -27,10 +27,15 @@ def length_of(seconds: float) -> str:
 
 def describe_parameters(plan: Estimate, vocab_size: int) -> str:
     from megatron_vlm.planning.estimate import padded_vocab
-    from megatron_vlm.planning.parameters import total_parameters
+    from megatron_vlm.planning.parameters import layer_updates, total_parameters
 
-    counts = total_parameters(plan.config.model, padded_vocab(plan.config, vocab_size))
-    return ", ".join(f"{name} {human(count)}" for name, count in counts.items())
+    model = plan.config.model
+    counts = total_parameters(model, padded_vocab(plan.config, vocab_size))
+    words = ", ".join(f"{name} {human(count)}" for name, count in counts.items())
+    if not model.lora.rank:
+        return words
+    updates = human(layer_updates(model).total * model.language.num_layers)
+    return f"{words}; of language only its low-rank updates are trained, {updates}"
 
 
 def describe_estimate(plan: Estimate, vocab_size: int, price: float | None) -> Iterator[str]:
@@ -153,8 +158,10 @@ def overrides_of(plan: Estimate, given: RunConfig) -> list[str]:
     from dataclasses import fields
 
     words = []
-    for section in ("schedule", "parallel"):
-        wanted, had = getattr(plan.config, section), getattr(given, section)
+    parts = [(name, getattr(plan.config, name), getattr(given, name)) for name in ("schedule", "parallel")]
+    stages = zip(plan.config.curriculum.stages, given.curriculum.stages, strict=True)
+    parts += [(f"curriculum.stages.{number}", *both) for number, both in enumerate(stages)]
+    for section, wanted, had in parts:
         for field in fields(wanted):
             value = getattr(wanted, field.name)
             if value != getattr(had, field.name):

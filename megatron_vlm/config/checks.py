@@ -233,6 +233,11 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
         yield f"checkpoint.start_with: {settings.start_with} of which checkpoint? give start_from, or leave start_with out"
 
 
+def training_layout_problems(config: RunConfig, world_size: int) -> list[str]:
+    """Those of `problems` that another layout may not have, but for batches that do not go into it."""
+    return [*_layout(config, world_size), *precision_problems(config), *performance_problems(config)]
+
+
 def problems(config: RunConfig, world_size: int) -> list[str]:
     """Every reason why this configuration cannot run on `world_size` ranks; empty when it can.
 
@@ -244,9 +249,7 @@ def problems(config: RunConfig, world_size: int) -> list[str]:
     return [
         *_model(config),
         *_lora(config),
-        *_layout(config, world_size),
-        *precision_problems(config),
-        *performance_problems(config),
+        *training_layout_problems(config, world_size),
         *_batches(config, world_size),
         *curriculum_problems(config),
         *freeze_problems(config),

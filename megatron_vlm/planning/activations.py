@@ -13,6 +13,7 @@ from typing import Literal
 
 from megatron_vlm.config.model import ModelConfig
 from megatron_vlm.planning.layout import Recompute
+from megatron_vlm.planning.parameters import low_rank_sides
 
 Kernels = Literal["fused", "unfused", "host"]
 
@@ -66,8 +67,29 @@ def language_layer_keeps(
     again = set(modules) if recompute == "selective" else set()
     of = 1.0 if "core_attn" in again else keys
     make = {"fused": _fused, "unfused": _unfused, "host": _host}[kernels]
-    everything = make(model, size, precision, sequence_length, of)
-    return [item for item in everything if again.isdisjoint(item.spared)]
+    everything = make(model, size, precision, sequence_length, of) + _updates(model, size)
+    unread = _read_by_frozen_alone(model)
+    return [item for item in everything if again.isdisjoint(item.spared) and item.name not in unread]
+
+
+def _updates(model: ModelConfig, size: int) -> list[Kept]:
+    """Of low-rank updates: what enters B. A reads what its matrix reads. Of the matrices that are split by rows of theirs
+    (qkv, fc1) every rank has it of all positions."""
+    kept = []
+    for target in low_rank_sides(model):
+        split: Split = "whole" if target in ("qkv", "fc1") else "sequence"
+        kept.append(Kept(f"input of B of {target}", model.lora.rank, size, split, ("mlp",) if "fc" in target else ()))
+    return kept
+
+
+def _read_by_frozen_alone(model: ModelConfig) -> set[str]:
+    """What only gradients of frozen weights would be made of: inputs of matrices without a low-rank update where others have
+    one, and what the norms' gains multiply."""
+    if not model.lora.rank:
+        return set()
+    inputs = {"qkv": "qkv", "proj": "the projection", "fc1": "fc1", "fc2": "fc2"}
+    unread = {f"input of {name}" for target, name in inputs.items() if target not in model.lora.targets}
+    return unread | {"inside of the first norm", "inside of the second norm"}
 
 
 def _fused(model: ModelConfig, size: int, precision: str, sequence_length: int, of: float) -> list[Kept]:
@@ -126,7 +148,7 @@ def _host(model: ModelConfig, size: int, precision: str, sequence_length: int, o
     hidden, head, ffn = language.hidden_size, language.head_dim, language.ffn_width
     queries, keys = language.num_attention_heads * head, language.query_groups * head
     divided = hidden if language.normalization == "rmsnorm" else 0  # PyTorch's RMSNorm keeps its input, and that divided
-    norm = 2 if divided else 1
+    norm = 2 if divided and not model.lora.rank else 1
     kept = [
         Kept("input of the first norm", hidden, size, "sequence"),
         Kept("inside of the first norm", divided, size, "sequence", ("layernorm",)),
@@ -153,11 +175,11 @@ def _host(model: ModelConfig, size: int, precision: str, sequence_length: int, o
 def head_keeps(model: ModelConfig, vocab_size: int, kernels: Kernels, precision: str, z_loss: bool) -> list[Kept]:
     """Of the final norm, the output layer and the loss. megatron-core's cross-entropy keeps the softmax in fp32; a z-loss
     keeps exponentials of its own in fp32."""
-    size, hidden = value_bytes(precision), model.language.hidden_size
-    norm = 2 if kernels == "host" and model.language.normalization == "rmsnorm" else 1
+    size, hidden, learns = value_bytes(precision), model.language.hidden_size, not model.lora.rank
+    norm = 2 if kernels == "host" and model.language.normalization == "rmsnorm" and learns else 1
     kept = [
         Kept("the final norm", norm * hidden, size, "sequence"),
-        Kept("input of the output layer", hidden, size, "sequence"),
+        Kept("input of the output layer", hidden * learns, size, "sequence"),
         Kept("softmax", vocab_size, 4, "tensor"),
     ]
     if z_loss:

@@ -52,10 +52,12 @@ def language_layer_bytes(model: ModelConfig, layout: Layout, positions: int, val
     """Tensor-parallel traffic of one language layer, through each rank: forward, backward.
 
     Forward, two gathers and two reduce-scatters of `[positions, hidden]` under sequence parallelism, or two all-reduces,
-    which are as much. Backward the same; gathering the inputs once more hides behind the gradient of the weights.
+    which are as much. Backward the same; gathering the inputs once more hides behind the gradient of the weights. Of each
+    low-rank update `[positions, rank]` is gathered one way and scattered the other.
     """
-    one = gathered(positions * model.language.hidden_size * value_bytes, layout.tensor)
-    return 4 * one, 4 * one
+    width = 4 * model.language.hidden_size + model.lora.rank * len(model.lora.targets)
+    one = gathered(positions * width * value_bytes, layout.tensor)
+    return one, one
 
 
 def context_layer_bytes(model: ModelConfig, layout: Layout, positions: int, value_bytes: int) -> float:

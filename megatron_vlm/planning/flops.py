@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from megatron_vlm.config.model import LanguageConfig, ModelConfig
+from megatron_vlm.planning.parameters import low_rank_sides
 
 
 @dataclass(frozen=True)
@@ -79,15 +80,11 @@ def language_forward(model: ModelConfig, vocab_size: int, positions: int, length
     return Forward(0, language.num_layers * (qkv + out + mlp) + output, language.num_layers * attention)
 
 
-def _lora(model: ModelConfig, positions: int) -> Forward:
-    """Low-rank updates beside the language blocks' matrices: A and B of each target."""
-    language, lora = model.language, model.lora
-    hidden, width = language.hidden_size, language.ffn_width
-    heads, groups = language.num_attention_heads * language.head_dim, language.query_groups * language.head_dim
-    up = 2 if language.gated else 1
-    sides = {"qkv": hidden + heads + 2 * groups, "proj": heads + hidden, "fc1": hidden + up * width, "fc2": width + hidden}
-    layer = 2 * positions * lora.rank * sum(sides[target] for target in lora.targets)
-    first = 2 * positions * lora.rank * hidden if "qkv" in lora.targets else 0
+def lora_forward(model: ModelConfig, positions: int, targets: Iterable[str] = ("qkv", "proj", "fc1", "fc2")) -> Forward:
+    """Low-rank updates beside the language blocks' matrices: A and B of each of `targets` that has one."""
+    language, lora, sides = model.language, model.lora, low_rank_sides(model)
+    layer = 2 * positions * lora.rank * sum(sides[target].total for target in targets if target in sides)
+    first = 2 * positions * lora.rank * language.hidden_size if "qkv" in sides and "qkv" in targets else 0
     return Forward(first, language.num_layers * layer - first, 0)
 
 
@@ -173,7 +170,7 @@ def step_flops(model: ModelConfig, vocab_size: int, batch: BatchShape, frozen: I
         learns = "language" not in frozen
         base = _beside(model, language, batch.positions)
         done = base.frozen_backward(below_learns) if learns else base.with_backward(False, below_learns)
-        done += _lora(model, batch.positions).with_backward(learns, below_learns)
+        done += lora_forward(model, batch.positions).with_backward(learns, below_learns)
     else:
         done = language.with_backward("language" not in frozen, below_learns)
     return (

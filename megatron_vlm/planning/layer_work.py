@@ -7,6 +7,7 @@ that fills the row gives every rank as many pairs of queries and keys, and many 
 
 from __future__ import annotations
 
+from megatron_vlm.config.model import ModelConfig
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.config.steps import StepShape
 from megatron_vlm.planning.activations import Kernels, value_bytes
@@ -14,8 +15,12 @@ from megatron_vlm.planning.communication import context_layer_bytes, language_la
 from megatron_vlm.planning.edge_layers import ChunkLayers
 from megatron_vlm.planning.flops import language_forward
 from megatron_vlm.planning.layout import Layout
+from megatron_vlm.planning.parameters import Count, low_rank_sides
 from megatron_vlm.planning.recomputation import layer_again, layers_again, one_layer
 from megatron_vlm.planning.work_clock import LAYER_KERNELS, Clock, Work
+
+#: kernels of a low-rank update, forward and backward: products, a scaling, a sum
+_UPDATE_KERNELS = (4, 6)
 
 
 def layer_passes(
@@ -70,19 +75,21 @@ def _layer(
     model, tensor, size = config.model, layout.tensor, value_bytes(layout.precision)
     positions = layout.positions(shape)
     counted = language_forward(one_layer(model), 0, positions, lengths)
+    low = _low_rank(model, layout, positions)
     scores, attention = 0.0, counted.attention / layout.context
     if kernels == "unfused":  # whole squares, then masked; scores are written and read between the products
         attention = 2 * 2 * positions * shape.sequence_length * model.language.hidden_size
         scores = positions * shape.sequence_length * model.language.num_attention_heads / tensor * 13
     streamed = _streamed(config, layout, positions, size)
+    beside = _streamed_beside(model, layout, positions, size)
     there, back = language_layer_bytes(model, layout, positions, size)
     # as much backward, where gradients of gathered keys and values are reduced and scattered
     gathered = clock.context_exchange(context_layer_bytes(model, layout, positions, size))
-    gap = clock.efficiency.kernel_gap
+    gap, updates = clock.efficiency.kernel_gap, len(low_rank_sides(model))
     forward = Work(
-        matrices=clock.layer_matrices(counted.matrices, in_bf16),
+        matrices=clock.layer_matrices(counted.matrices + low, in_bf16),
         attention=clock.attention(attention, tensor) + clock.stream(scores),
-        streaming=clock.stream(streamed) + LAYER_KERNELS[0] * gap,
+        streaming=clock.stream(streamed + beside[0]) + (LAYER_KERNELS[0] + updates * _UPDATE_KERNELS[0]) * gap,
         exchange=clock.tensor_exchange(there),
         context=gathered,
     )
@@ -91,9 +98,10 @@ def _layer(
     # flash attention makes its scores again: five products backward for two forward
     products = 2.0 if kernels == "unfused" else 2.5
     backward = Work(
-        matrices=clock.layer_matrices(counted.matrices * (1 + learns), in_bf16),
+        # the matrices beside low-rank updates are frozen: these learn instead
+        matrices=clock.layer_matrices(counted.matrices * (1 + (learns and not updates)) + low * (1 + learns), in_bf16),
         attention=clock.attention(attention * products, tensor) + clock.stream(2 * scores),
-        streaming=clock.stream(2 * streamed) + LAYER_KERNELS[1] * gap,
+        streaming=clock.stream(2 * streamed + beside[1]) + (LAYER_KERNELS[1] + updates * _UPDATE_KERNELS[1]) * gap,
         exchange=clock.tensor_exchange(back),
         context=gathered,
     )
@@ -102,6 +110,14 @@ def _layer(
     again = layer_again(model, layout, positions, lengths)
     attention_again = Work(attention=forward.attention, context=gathered) if again.attention else Work()
     return forward, backward, attention_again + Work(matrices=clock.layer_matrices(again.matrices, in_bf16))
+
+
+def _low_rank(model: ModelConfig, layout: Layout, positions: int) -> int:
+    """Operations of a layer's low-rank updates, as many as tensor-parallel ranks would share: what each of them does for all
+    positions counts for each."""
+    sides = sum(low_rank_sides(model).values(), Count())
+    whole = 1 if layout.sequence_parallel else layout.tensor
+    return 2 * positions * model.lora.rank * (sides.split + sides.whole * whole)
 
 
 def _streamed(config: RunConfig, layout: Layout, positions: int, size: int) -> float:
@@ -113,3 +129,14 @@ def _streamed(config: RunConfig, layout: Layout, positions: int, size: int) -> f
     around = 10 * language.hidden_size / shared  # two norms and two sums into the residual
     inside = (up + 1) * language.ffn_width + (4 if language.qk_layernorm else 2) * queries_keys
     return positions * size * (around + inside / layout.tensor)
+
+
+def _streamed_beside(model: ModelConfig, layout: Layout, positions: int, size: int) -> tuple[float, float]:
+    """The same of a layer's low-rank updates, forward and backward. What B gives is scaled (one read, one write) and added
+    to what the matrix gives; backward it is scaled alone, and what A reads gets the sum of two gradients."""
+    into = out = 0.0
+    for target, sides in low_rank_sides(model).items():
+        split, whole = sides.split / layout.tensor, sides.whole / (layout.tensor if layout.sequence_parallel else 1)
+        by_rows = target in ("qkv", "fc1")
+        into, out = into + (whole if by_rows else split), out + (split if by_rows else whole)
+    return positions * size * 5 * out, positions * size * (2 * out + 3 * into)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, gcd
 
+from megatron_vlm.config.checks import training_layout_problems
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.planning.context_sizes import context_sizes, rows_divide
 from megatron_vlm.planning.edge_layers import most_stages
@@ -34,13 +35,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """`best`: fitting layouts, fastest first. `tried` were laid out, of which `too_large` do not fit in memory."""
+    """`best`: fitting layouts, fastest first. `tried` were laid out, of which `too_large` do not fit in memory. `refused`:
+    where none of the layouts can run, what is wrong with the one that lacks least."""
 
     best: tuple[Estimate, ...]
     tried: int
     too_large: int
     #: what needed least memory of those that do not fit; None where something fits
     nearest: Estimate | None
+    refused: tuple[str, ...] = ()
 
 
 def _divisors(number: int, most: int) -> list[int]:
@@ -110,8 +113,18 @@ def _micro_batches(stretches: Sequence[Stretch], data: int, unit: int) -> list[i
     return sizes
 
 
-def with_micro_batch(stretches: Sequence[Stretch], size: int) -> tuple[Stretch, ...]:
-    return tuple(replace(s, shape=replace(s.shape, micro_batch_size=size)) for s in stretches)
+def with_micro_batch(config: RunConfig, size: int) -> RunConfig:
+    """The configuration with micro-batches of one size in all stages, in those too that have their own."""
+    stages = tuple(replace(s, micro_batch_size=size) if s.micro_batch_size else s for s in config.curriculum.stages)
+    curriculum, schedule = replace(config.curriculum, stages=stages), replace(config.schedule, micro_batch_size=size)
+    return replace(config, curriculum=curriculum, schedule=schedule)
+
+
+def in_micro_batches(config: RunConfig, stretches: Sequence[Stretch]) -> tuple[Stretch, ...]:
+    """The stretches in micro-batches as the configuration has them in their stages."""
+    size = config.schedule.micro_batch_size
+    sizes = [stage.micro_batch_size or size for stage in config.curriculum.stages]
+    return tuple(replace(s, shape=replace(s.shape, micro_batch_size=sizes[s.shape.stage])) for s in stretches)
 
 
 def candidates(
@@ -125,8 +138,8 @@ def candidates(
         tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
         unit = pipeline if parallel.virtual_pipeline_model_parallel_size > 1 else 1
         for size in _micro_batches(stretches, gpus // parallel.model_ranks, unit):
-            schedule, batches = replace(config.schedule, micro_batch_size=size), with_micro_batch(stretches, size)
-            laid = replace(config, parallel=parallel, schedule=schedule)
+            laid = with_micro_batch(replace(config, parallel=parallel), size)
+            batches = in_micro_batches(laid, stretches)
             if not rows_divide(laid, batches):
                 continue
             for vision in visions if sees else visions[:1]:
@@ -147,16 +160,21 @@ def search(
     visions: Sequence[VisionPlacement] = VISION_PLACEMENTS,
     keep: int = 10,
 ) -> SearchResult:
-    """The fastest `keep` layouts. Each takes the least recomputation with which it fits."""
+    """The fastest `keep` layouts that the trainer takes. Each takes the least recomputation with which it fits."""
     room, measured = hardware.memory * hardware.usable_memory, efficiency or efficiency_of(hardware.name)
     padded = padded_vocab(config, vocab_size)
     bounded: list[tuple[float, int, Candidate, Layout]] = []
     smallest: tuple[float, Candidate] | None = None
+    refused: list[str] | None = None
     tried = 0
     for candidate in candidates(config, gpus, hardware.gpus_per_node, stretches, visions):
+        each = [replace(candidate, config=_recomputing(candidate.config, recompute)) for recompute in _RECOMPUTE]
+        wrong = [training_layout_problems(laid.config, gpus) for laid in each]
+        if all(wrong):
+            refused = min(wrong if refused is None else [refused, *wrong], key=len)
+            continue
         tried += 1
-        for recompute in _RECOMPUTE:
-            laid = replace(candidate, config=_recomputing(candidate.config, recompute))
+        for laid in (laid for laid, lines in zip(each, wrong, strict=True) if not lines):
             layout = layout_of(laid.config, gpus, precision, laid.vision)
             needed = _memory(laid, layout, padded)
             if smallest is None or needed < smallest[0]:
@@ -180,7 +198,8 @@ def search(
         )
 
     nearest = whole(smallest[1]) if not timed and smallest is not None else None
-    return SearchResult(tuple(whole(candidate) for candidate in timed), tried, tried - len(bounded), nearest)
+    best = tuple(whole(candidate) for candidate in timed)
+    return SearchResult(best, tried, tried - len(bounded), nearest, () if tried else tuple(refused or ()))
 
 
 def _fastest(

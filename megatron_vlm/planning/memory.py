@@ -20,7 +20,7 @@ from megatron_vlm.planning.activations import (
 from megatron_vlm.planning.edge_layers import ChunkLayers, chunk_layers
 from megatron_vlm.planning.flops import pictures_teach
 from megatron_vlm.planning.layout import Layout, Recompute
-from megatron_vlm.planning.parameters import language_layer, rank_parameters, trained_parameters
+from megatron_vlm.planning.parameters import layer_matrices, rank_parameters, rank_trained_parameters
 from megatron_vlm.planning.recomputation import layers_again
 from megatron_vlm.planning.schedule_order import peak_in_flight
 
@@ -73,7 +73,7 @@ def weight_bytes(parameters: dict[str, int], layout: Layout, config: RunConfig, 
     whole = sum(parameters.values()) * float(value_bytes(layout.precision))
     if layout.precision == "fp8":
         layers = sum(chunk.others for chunk in chunk_layers(layout, config.model.language.num_layers)[stage])
-        whole += 2 * language_layer(config.model).split // layout.tensor * layers
+        whole += 2 * layer_matrices(config.model).on_rank(layout.tensor) * layers
     return whole
 
 
@@ -100,7 +100,7 @@ def rank_memory(
     frozen = set(frozen)
     model, precision, tensor = config.model, layout.precision, layout.tensor
     parameters = rank_parameters(model, vocab_size, layout, stage)
-    gradients, optimizer = state_bytes(trained_parameters(parameters, frozen), layout)
+    gradients, optimizer = state_bytes(rank_trained_parameters(model, vocab_size, layout, stage, frozen), layout)
     positions = layout.positions(shape)
     micro_batches = max(1, shape.global_batch_size // (shape.micro_batch_size * layout.data))
     chunks = chunk_layers(layout, model.language.num_layers)[stage]

@@ -32,14 +32,48 @@ class Count:
         return self.split // tensor + self.whole
 
 
-def language_layer(model: ModelConfig) -> Count:
+def layer_matrices(model: ModelConfig) -> Count:
+    """Weights of a language layer's matrices, without low-rank updates."""
     language = model.language
     hidden, head = language.hidden_size, language.head_dim
     heads, groups = language.num_attention_heads, language.query_groups
     up = 2 if language.gated else 1
-    vectors = 2 if language.normalization == "layernorm" else 1
-    matrices = hidden * head * (2 * heads + 2 * groups) + hidden * language.ffn_width * (up + 1)
-    return Count(matrices, vectors * (2 * hidden + (2 * head if language.qk_layernorm else 0)))
+    return Count(hidden * head * (2 * heads + 2 * groups) + hidden * language.ffn_width * (up + 1))
+
+
+def _layer_vectors(model: ModelConfig) -> Count:
+    """Biases and norms of a language layer."""
+    language = model.language
+    hidden, queries, keys = language.hidden_size, language.num_attention_heads, language.query_groups
+    head, norm = language.head_dim, 2 if language.normalization == "layernorm" else 1
+    found = Count(0, norm * 2 * hidden)
+    if language.qk_layernorm:
+        # over all heads together each rank has the gains of its own heads; else all heads have the same
+        found += Count(norm * head * (queries + keys)) if language.qk_layernorm_full_width else Count(0, norm * 2 * head)
+    if language.add_qkv_bias or language.add_bias_linear:
+        found += Count(head * (queries + 2 * keys))
+    if language.add_bias_linear:  # what is added after a reduction is whole on every rank
+        found += Count((2 if language.gated else 1) * language.ffn_width, 2 * hidden)
+    return found
+
+
+def layer_updates(model: ModelConfig) -> Count:
+    """Low-rank matrices beside those of a language layer: the side that the matrix is split by is split with it."""
+    return sum(low_rank_sides(model).values(), Count()) * model.lora.rank
+
+
+def low_rank_sides(model: ModelConfig) -> dict[str, Count]:
+    """Of each matrix with a low-rank update: its side that tensor-parallel ranks split, and the one that they do not."""
+    language, lora = model.language, model.lora
+    hidden, width = language.hidden_size, language.ffn_width
+    queries, keys = language.num_attention_heads * language.head_dim, language.query_groups * language.head_dim
+    up = 2 if language.gated else 1
+    split = {"qkv": queries + 2 * keys, "proj": queries, "fc1": up * width, "fc2": width}
+    return {target: Count(split[target], hidden) for target in lora.targets} if lora.rank else {}
+
+
+def language_layer(model: ModelConfig) -> Count:
+    return layer_matrices(model) + _layer_vectors(model) + layer_updates(model)
 
 
 def embedding(model: ModelConfig, vocab_size: int) -> Count:
@@ -104,6 +138,16 @@ def rank_parameters(model: ModelConfig, vocab_size: int, layout: Layout, stage: 
     return found
 
 
-def trained_parameters(parameters: dict[str, int], frozen: Iterable[str]) -> int:
-    """Those of modules that have gradients; prefixes of parameters' names are passed over, as in `step_flops`."""
-    return sum(count for module, count in parameters.items() if module not in set(frozen))
+def rank_trained_parameters(
+    model: ModelConfig, vocab_size: int, layout: Layout, stage: int, frozen: Iterable[str] = ()
+) -> int:
+    """Those on a rank that have gradients; prefixes of parameters' names in `frozen` are passed over, as in `step_flops`.
+
+    Under low-rank updates these alone are trained of the language model.
+    """
+    counts = rank_parameters(model, vocab_size, layout, stage)
+    if model.lora.rank:
+        layers = sum(layout.layers(model.language.num_layers)[stage])
+        counts["language"] = (layer_updates(model) * layers).on_rank(layout.tensor)
+    frozen = set(frozen)
+    return sum(count for module, count in counts.items() if module not in frozen)

@@ -6,7 +6,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from megatron_vlm.config.model import ModelConfig
-from megatron_vlm.planning.flops import BatchShape, Forward, language_forward, mlp_forward, pictures_teach, vision_forward
+from megatron_vlm.planning.flops import (
+    BatchShape,
+    Forward,
+    language_forward,
+    lora_forward,
+    mlp_forward,
+    pictures_teach,
+    vision_forward,
+)
 from megatron_vlm.planning.layout import Layout
 
 
@@ -20,11 +28,14 @@ def layers_again(layout: Layout, layers: int) -> int:
 def layer_again(model: ModelConfig, layout: Layout, positions: int, lengths: Iterable[int]) -> Forward:
     """Operations of one language layer that recomputes: all of it (full), or its modules (selective). Norms multiply no
     matrices."""
-    whole = language_forward(one_layer(model), 0, positions, lengths)
+    one = one_layer(model)
+    whole = language_forward(one, 0, positions, lengths)
     if layout.recompute == "full":
-        return whole
+        return Forward(0, whole.matrices + lora_forward(one, positions).total, whole.attention)
     modules = layout.recompute_modules if layout.recompute == "selective" else ()
-    matrices = mlp_forward(model.language, positions) if "mlp" in modules else 0
+    matrices = 0
+    if "mlp" in modules:
+        matrices = mlp_forward(model.language, positions) + lora_forward(one, positions, ("fc1", "fc2")).total
     return Forward(0, matrices, whole.attention if "core_attn" in modules else 0)
 
 

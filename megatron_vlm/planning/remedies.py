@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from megatron_vlm.config.checks import training_layout_problems
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.planning.context_sizes import context_sizes, rows_divide
 from megatron_vlm.planning.edge_layers import most_stages
 from megatron_vlm.planning.efficiency import Efficiency
 from megatron_vlm.planning.estimate import Estimate, estimate
-from megatron_vlm.planning.layout_search import with_micro_batch
+from megatron_vlm.planning.layout_search import in_micro_batches
 from megatron_vlm.planning.run_stretches import Stretch
 
 
@@ -30,7 +31,7 @@ def remedies(
     for few in _changes(failed, context_sizes(stretches, failed.gpus)):
         for change in few:
             config = _changed(failed.config, change)
-            batches = with_micro_batch(stretches, config.schedule.micro_batch_size)
+            batches = in_micro_batches(config, stretches)
             if not _runs(config, failed.gpus, batches):
                 continue
             tried = estimate(
@@ -54,13 +55,14 @@ def remedies(
 def _changes(failed: Estimate, contexts: Sequence[int]) -> Iterator[list[dict[str, object]]]:
     """Changes of one kind, then of two at once, then of three. `contexts`: sizes that rows as long as the run's are shared
     by."""
-    parallel, micro = failed.config.parallel, failed.config.schedule.micro_batch_size
+    parallel, sizes = failed.config.parallel, _micro_batch_sizes(failed.config)
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     recompute: list[dict[str, object]] = [{"parallel.recompute": "full"}] if parallel.recompute != "full" else []
     smaller: list[dict[str, object]] = []
-    while micro > 1:
-        micro //= 2
-        smaller.append({"schedule.micro_batch_size": micro})
+    most = max(sizes.values())
+    while most > 1:
+        most //= 2
+        smaller.append({name: most for name, size in sizes.items() if size > most})
     split: list[dict[str, object]] = []
     while tensor * 2 <= failed.hardware.gpus_per_node:
         tensor *= 2
@@ -83,14 +85,32 @@ def _changes(failed: Estimate, contexts: Sequence[int]) -> Iterator[list[dict[st
     yield [{**x, **y, **z} for x in recompute or [{}] for y in split for z in deeper + shared]
 
 
+def _micro_batch_sizes(config: RunConfig) -> dict[str, int]:
+    """The run's, and those of stages with a size of their own."""
+    sizes = {"schedule.micro_batch_size": config.schedule.micro_batch_size}
+    for number, stage in enumerate(config.curriculum.stages):
+        if stage.micro_batch_size:
+            sizes[f"curriculum.stages.{number}.micro_batch_size"] = stage.micro_batch_size
+    return sizes
+
+
 def _changed(config: RunConfig, change: dict[str, object]) -> RunConfig:
     for name, value in change.items():
-        section, field = name.split(".")
-        config = replace(config, **{section: replace(getattr(config, section), **{field: value})})
+        section, *within, field = name.split(".")
+        part = getattr(config, section)
+        if within:  # curriculum.stages.NUMBER.FIELD
+            stages = list(part.stages)
+            stages[int(within[1])] = replace(stages[int(within[1])], **{field: value})
+            changed = replace(part, stages=tuple(stages))
+        else:
+            changed = replace(part, **{field: value})
+        config = replace(config, **{section: changed})
     return config
 
 
 def _runs(config: RunConfig, gpus: int, stretches: Sequence[Stretch]) -> bool:
+    if training_layout_problems(config, gpus):
+        return False
     language, parallel = config.model.language, config.parallel
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     sizes = (

@@ -101,14 +101,16 @@ def pipeline_work(
 def _head(
     config: RunConfig, vocab_size: int, layout: Layout, positions: int, clock: Clock, learns: bool, below: bool
 ) -> tuple[Work, Work]:
-    """The output layer and the loss, whose logits are read and written some times in fp32."""
+    """The output layer and the loss, whose logits are read and written some times in fp32. Beside low-rank updates the
+    output layer has no gradient of its own."""
     flops = 2.0 * positions * config.model.language.hidden_size * vocab_size
     logits = positions * vocab_size / layout.tensor
     passes = 20 + (12 if config.optimizer.z_loss else 0)
     forward = Work(head=clock.matrices(flops, layout.tensor) + clock.stream(logits * passes))
     if not (learns or below):
         return forward, Work()
-    return forward, Work(head=clock.matrices(flops * (1 + learns), layout.tensor) + clock.stream(logits * passes / 2))
+    own = learns and not config.model.lora.rank
+    return forward, Work(head=clock.matrices(flops * (1 + own), layout.tensor) + clock.stream(logits * passes / 2))
 
 
 def _encoder(

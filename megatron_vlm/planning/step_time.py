@@ -12,7 +12,7 @@ from megatron_vlm.planning.communication import gathered
 from megatron_vlm.planning.efficiency import Efficiency
 from megatron_vlm.planning.hardware import Hardware
 from megatron_vlm.planning.layout import Layout
-from megatron_vlm.planning.parameters import rank_parameters, trained_parameters
+from megatron_vlm.planning.parameters import rank_trained_parameters
 from megatron_vlm.planning.pipeline_simulator import Times, span
 from megatron_vlm.planning.stage_work import PipelineWork, pipeline_work
 from megatron_vlm.planning.work_clock import Clock, Work
@@ -81,8 +81,7 @@ def step_time(
     clock = Clock(layout, hardware, efficiency)
     # the heaviest stage: the one with the embedding and the encoder, or the one with the output layer
     trained = max(
-        trained_parameters(rank_parameters(config.model, vocab_size, layout, stage), frozen)
-        for stage in {0, layout.pipeline - 1}
+        rank_trained_parameters(config.model, vocab_size, layout, stage, frozen) for stage in {0, layout.pipeline - 1}
     )
     reduced, spread = _data_exchange(layout, trained, clock, hardware.gpus_per_node)
     hides_reduction = efficiency.overlap * sum(times.backward[busiest]) if layout.overlap_grad_reduce else 0.0

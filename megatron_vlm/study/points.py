@@ -154,6 +154,11 @@ def _run_config(told: Mapping[str, Any]) -> tuple[RunConfig, int]:
     text_steps, image_steps = int(length["text_steps"]), length["image_steps"]
     step = round(share * text_steps)
     total = text_steps if image_steps is None else step + int(image_steps)
+    if total < max(1, step):
+        raise ConfigError(
+            f"length.image_steps: {image_steps} after introduction {share:g} leaves no run: it would end at step {total}, "
+            f"and images enter at step {step}; give at least {max(0, 1 - step)}"
+        )
     stages = []
     if step > 0:
         stages.append({**told["text"], "name": TEXT, "until_steps": step})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +20,9 @@ from megatron_vlm.config.precision import PrecisionConfig
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data.indexed_reader import IndexedReader
 from megatron_vlm.errors import ConfigError, DataError
+from megatron_vlm.study.asked import asked, held_out
 from megatron_vlm.study.points import Point, study_points
-from megatron_vlm.study.study_file import EvaluateConfig, FinetuneConfig, StudyFile
+from megatron_vlm.study.study_file import FinetuneConfig, StudyFile
 
 Kind = Literal["trunk", "branch", "finetune", "evaluate"]
 #: sections of a configuration that leave the weights as they are, or within rounding
@@ -89,6 +90,7 @@ def study_graph(study: StudyFile) -> Graph:
     points = study_points(study)
     found: dict[str, Segment] = {}
     fingerprints: dict[str, str] = {}
+    questions = asked(study.evaluate)
 
     def known(segment: Segment, point: Point) -> Segment:
         kept = found.setdefault(segment.key, segment)
@@ -112,10 +114,10 @@ def study_graph(study: StudyFile) -> Graph:
         assert end is not None
         before = after = finetuned = None
         if study.evaluate.before_finetune or point.finetune is None:
-            before = known(_evaluation(study.evaluate, end), point)
+            before = known(_evaluation(questions, end, fingerprints), point)
         if point.finetune is not None:
             finetuned = known(_finetune(point.finetune, point, end, fingerprints), point)
-            after = known(_evaluation(study.evaluate, finetuned), point)
+            after = known(_evaluation(questions, finetuned, fingerprints), point)
         leaves.append(Leaf(point, end, before, finetuned, after))
     _name_trunks(list(found.values()), points)
     return Graph(study, tuple(found.values()), tuple(leaves))
@@ -178,19 +180,10 @@ def _finetune(finetune: FinetuneConfig, point: Point, parent: Segment, fingerpri
     return Segment(key, "finetune", name, parent, config, 0, config.total_steps)
 
 
-def _evaluation(evaluate: EvaluateConfig, parent: Segment) -> Segment:
-    told: dict[str, Any] = {"of": parent.key, **vars(evaluate), "before_finetune": None}
-    told["tasks"] = [_content(Path(task)) for task in evaluate.tasks]
-    told["validation"] = parent.config.data.validation
+def _evaluation(questions: Mapping[str, Any], parent: Segment, fingerprints: dict[str, str]) -> Segment:
+    told = {"of": parent.key, **questions}
+    told["validation"] = held_out(parent.config, lambda prefix: _identity(prefix, fingerprints))
     return Segment(_hash("evaluate", told), "evaluate", f"measures {parent.name}", parent, parent.config)
-
-
-def _content(task: Path) -> str:
-    files = sorted(task.glob("*.yaml")) if task.is_dir() else [task]
-    try:
-        return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
-    except OSError as error:
-        raise ConfigError(f"evaluate.tasks: {task}: cannot be read: {error.strerror}") from None
 
 
 def _physics(config: RunConfig, fingerprints: dict[str, str]) -> dict[str, Any]:

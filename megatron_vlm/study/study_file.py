@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,8 @@ def axis_values(study: StudyFile) -> dict[str, dict[str, Value]]:
     """Axis -> name of a value -> what it changes, by dotted path.
 
     Raises:
-        ConfigError: an axis without values, a list for an axis that is not known, or a path that nothing has.
+        ConfigError: an axis without values, two values with one name, a list for an axis that is not known, or a path that
+            nothing has.
     """
     found: dict[str, dict[str, Value]] = {}
     for axis, given in study.axes.items():
@@ -137,9 +138,9 @@ def axis_values(study: StudyFile) -> dict[str, dict[str, Value]]:
                     f"map of names to changes, such as {{frozen: {{images.freeze: [vision]}}}}{_near(axis, KNOWN_AXES)}"
                 )
             path = f"images.sources.{study.visual_source}" if axis == "visual_share" else KNOWN_AXES[axis]
-            values: dict[str, Value] = {name_of(value): {path: value} for value in given}
+            values = _named(where, [(value, {path: value}) for value in given])
         elif isinstance(given, Mapping):
-            values = {name_of(name): dict(change or {}) for name, change in given.items()}
+            values = _named(where, [(name, dict(change or {})) for name, change in given.items()])
         else:
             raise ConfigError(f"{where}: expected a list of values or a map of names to changes, got {given!r}")
         if not values:
@@ -153,11 +154,25 @@ def axis_values(study: StudyFile) -> dict[str, dict[str, Value]]:
     return found
 
 
+def _named(where: str, given: Sequence[tuple[Any, Value]]) -> dict[str, Value]:
+    named: dict[str, Value] = {}
+    values: dict[str, Any] = {}
+    for value, change in given:
+        name = name_of(value)
+        if name in named:
+            raise ConfigError(f"{where}: {values[name]!r} and {value!r} are both named {name}; give each value once")
+        named[name], values[name] = change, value
+    return named
+
+
 def name_of(value: Any) -> str:
-    """0.2 and "0.2" are one name; 1.0 is "1"."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """0.2 and "0.2" are one name; 1.0 is "1". Two numbers that differ have two names."""
+    if not isinstance(value, float):
         return str(value)
-    return f"{value:g}"
+    if value.is_integer():
+        return str(int(value))
+    short = f"{value:g}"  # six digits; more where these are another number
+    return short if float(short) == value else repr(value)
 
 
 def _check_grids(study: StudyFile, path: Path) -> None:

@@ -65,15 +65,32 @@ def test_what_does_not_fit_says_what_to_change(capsys: pytest.CaptureFixture[str
     assert as_json(capsys, "vlm_7b", "--gpus", "8", *LARGE, *words)["fits"] is True
 
 
-def test_search_gives_overrides_that_plan_as_it_says(capsys: pytest.CaptureFixture[str]) -> None:
-    found = as_json(capsys, "search", "vlm_7b", "--gpus", "64", "--top", "3", "--vision", "tensor")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["vlm_7b", "--gpus", "64", "--vision", "tensor"],
+        ["vlm_1b", "--gpus", "8", "--curriculum.stages.1.micro_batch_size", "2"],
+        ["vlm_1b", "--gpus", "8", "--parallel.recompute", "selective", "--performance.recompute_modules", "[mlp]"],
+        ["vlm_1b", "--gpus", "8", "--performance.cpu_offload_layers", "4"],
+    ],
+    ids=["layout", "a stage's own size", "modules", "offload"],
+)
+def test_search_gives_overrides_that_plan_as_it_says(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    found = as_json(capsys, "search", *words, "--top", "3")
     assert len(found["best"]) == 3
     assert [b["seconds"] for b in found["best"]] == sorted(b["seconds"] for b in found["best"])
-    best = found["best"][0]
-    words = [word for override in best["overrides"] for word in override.split()]
-    again = as_json(capsys, "vlm_7b", "--gpus", "64", *words)
-    assert again["seconds"] == pytest.approx(best["seconds"])
-    assert again["layout"] == best["layout"]
+    for best in found["best"]:
+        overrides = [word for override in best["overrides"] for word in override.split()]
+        again = as_json(capsys, *words, *overrides)
+        assert again["seconds"] == pytest.approx(best["seconds"])
+        assert again["layout"] == best["layout"]
+        assert again["memory_by_stage"] == best["memory_by_stage"]
+
+
+def test_low_rank_updates_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = plan(capsys, "vlm_1b", "--gpus", "8", "--model.lora.rank", "16")
+    assert "of language only its low-rank updates are trained, 12.8M" in printed
+    assert "note: low-rank updates train beside PyTorch's own layers" in printed
 
 
 LONG = ["--data.sequence_length", "131072", "--schedule.micro_batch_size", "1", "--schedule.global_batch_size", "16"]
@@ -151,6 +168,10 @@ def test_calibrate_writes_factors_that_plan_takes(tmp_path: Path, capsys: pytest
         (["vlm_1b", "--out", "plan.txt"], "ends with none of .png, .svg, .pdf"),
         (["tiny"], "give train_tokens, train_steps"),
         (["vlm_1b", "--gpus", "6"], "does not run on 6 GPUs"),
+        (
+            ["search", "vlm_1b", "--performance.tp_overlap", "true", "--parallel.layer_spec", "host"],
+            "runs in no layout",
+        ),
         (["vlm_1b", "--gpus", "6", "--parallel.context_parallel_size", "4"], "tensor x context x pipeline = 1 x 4 x 1"),
         (["vlm_1b", "--gpu", "a100", "--precision", "fp8"], "a100 multiplies in bf16, fp32"),
         (["vlm_1b", "--calibrate", "missing.jsonl"], "give the metrics.jsonl of a run"),

@@ -67,6 +67,11 @@ AGAIN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "two layers at once": ({"recompute": "full"}, {"performance.recompute_layers": 2}),
     "the encoder": ({}, {"performance.recompute_vision": True}),
+    "low-rank updates, everything": ({"recompute": "full"}, {"model.lora.rank": 8}),
+    "low-rank updates, mlp": (
+        {"recompute": "selective"},
+        {"performance.recompute_modules": "[mlp]", "model.lora": "{rank: 8, targets: [qkv, fc2]}"},
+    ),
 }
 AGAIN_CASES = [name if name in ("norms and mlp", "the encoder") else pytest.param(name, marks=SLOW) for name in AGAIN]
 
@@ -85,6 +90,7 @@ def test_matrix_products_of_what_is_computed_again(name: str, data: Path) -> Non
         "all modules": language,
         "one layer of a chunk": language // config.model.language.num_layers,
         "two layers at once": language,
+        "low-rank updates, everything": language,
         "the encoder": seen - language,
     }.get(name, 0)
     assert again > 0
@@ -125,6 +131,14 @@ MODELS: dict[str, dict[str, str]] = {
         "activation: geglu}",
         "model.vision": "{num_layers: 2, hidden_size: 64, activation: geglu}",
     },
+    "biases": {
+        "model.language": "{num_layers: 4, hidden_size: 64, num_attention_heads: 8, num_query_groups: 4, "
+        "ffn_hidden_size: 128, normalization: layernorm_gain, activation: gelu, add_bias_linear: true, "
+        "qk_layernorm_full_width: true}",
+        "model.vision": "{num_layers: 2, hidden_size: 64}",
+    },
+    "low-rank updates": {"model.lora": "{rank: 8}"},
+    "low-rank updates of some": {"model.lora": "{rank: 4, targets: [qkv, fc2]}"},
     "dinov2, linear": {
         "model.vision": "{kind: dinov2, register_tokens: 2, num_layers: 2, hidden_size: 64}",
         "model.projector": "{kind: linear}",

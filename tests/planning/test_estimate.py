@@ -102,6 +102,39 @@ def test_what_is_computed_again_by_choice_lies_between_nothing_and_everything() 
     assert "recompute full (block 6)" in str(block.layout)
 
 
+def test_low_rank_updates_spare_what_training_the_model_takes() -> None:
+    """Gradients, moments and copies are theirs alone; the frozen weights are there all the same."""
+    text = replace(IMAGES, visual_share=0.0, frozen=("vision", "projector"))
+    whole, low = plan(text), plan(text, 16, "--model.lora.rank", "16")
+    hidden, width, layers = 2048, 5632, 24
+    updates = 16 * layers * (8 * hidden + 3 * width)
+    assert low.most_memory.gradients == 4 * updates
+    assert low.most_memory.optimizer == 12 * updates / 16
+    assert low.most_memory.weights - whole.most_memory.weights == pytest.approx(2 * updates)
+    assert low.most_memory.total < whole.most_memory.total
+    [ours], [theirs] = low.stretches, whole.stretches
+    assert ours.time.work.matrices < 0.75 * theirs.time.work.matrices
+    assert ours.time.work.head < theirs.time.work.head
+    assert ours.time.optimizer < 0.1 * theirs.time.optimizer
+    assert 2 * theirs.model_flops / 3 < ours.model_flops < 0.75 * theirs.model_flops
+    # frozen with all else, nothing learns
+    assert plan(replace(text, frozen=("language", "vision", "projector")), 16, "--model.lora.rank", "16").stretches[
+        0
+    ].time.optimizer == pytest.approx(0.0)
+
+
+def test_low_rank_updates_under_tensor_parallelism() -> None:
+    """Halves of a layer's work; what enters B is exchanged besides, and without sequence parallelism A of qkv reads all."""
+    fields = ["--parallel.tensor_model_parallel_size", "2", "--parallel.sequence_parallel"]
+    split, shared = (plan(IMAGES, 16, *fields, word, "--model.lora.rank", "16") for word in ("true", "false"))
+    plain = plan(IMAGES, 16, *fields, "true")
+    work = split.stretches[0].time.work
+    assert work.exchange > plain.stretches[0].time.work.exchange
+    assert work.matrices < shared.stretches[0].time.work.matrices
+    again = plan(IMAGES, 16, *fields, "true", "--model.lora.rank", "16", "--parallel.recompute", "full")
+    assert again.stretches[0].recomputed_flops > split.stretches[0].model_flops / 4
+
+
 def test_overlap_hides_the_reduction_of_gradients() -> None:
     slow = plan(IMAGES, 256, "--parallel.overlap_grad_reduce", "false", "--parallel.overlap_param_gather", "false")
     fast = plan(IMAGES, 256)

@@ -107,6 +107,53 @@ def test_remedies_fit_and_run() -> None:
         assert not [line for line in problems(again, 8) if not line.startswith("data.")]
 
 
+SIZES = ["--curriculum.stages", "[{name: text, until: 0.5, sources: {text: 1.0}, freeze: [vision, projector]}, "]
+SIZES[1] += "{name: images, sources: {text: 0.8, captions: 0.2}, micro_batch_size: %d}]"
+
+
+def staged(preset: str, own: int, *overrides: str) -> tuple[RunConfig, list[Stretch]]:
+    """A run whose stage with pictures has micro-batches of a size of its own."""
+    config = load_config(preset=preset, overrides=[*SOURCES, SIZES[0], SIZES[1] % own, *overrides])
+    text, images = (segment.shape for segment in config.segments)
+    return config, [
+        Stretch("text", text, 100, 0.0, 900.0, ("vision", "projector")),
+        Stretch("images", images, 100, 0.15, 700.0),
+    ]
+
+
+def test_stages_with_a_size_of_their_own_are_configured_as_they_are_planned() -> None:
+    config, stretches = staged("vlm_1b", 2)
+    found = search(config, H100, 8, stretches, VOCABULARY, keep=8)
+    assert len({plan.config.schedule.micro_batch_size for plan in found.best}) > 1
+    for plan in found.best:
+        sizes = [stage.micro_batch_size for stage in plan.config.curriculum.stages]
+        assert sizes == [None, plan.config.schedule.micro_batch_size]
+        assert {part.stretch.shape.micro_batch_size for part in plan.stretches} == {plan.config.schedule.micro_batch_size}
+
+
+def test_remedies_change_the_sizes_that_stages_have() -> None:
+    fields = ["--parallel.tensor_model_parallel_size", "1", "--parallel.sequence_parallel", "false"]
+    fields += ["--parallel.recompute", "none", "--schedule.micro_batch_size", "1"]
+    config, stretches = staged("vlm_7b", 16, *fields)
+    failed = estimate(config, H100, 8, stretches, VOCABULARY)
+    assert not failed.fits
+    found = remedies(failed, stretches, VOCABULARY)
+    smaller = next(one for one in found if "micro_batch_size" in one.overrides[0])
+    size = smaller.estimate.config.curriculum.stages[1].micro_batch_size
+    assert smaller.overrides == (f"--curriculum.stages.1.micro_batch_size {size}",)
+    assert [part.stretch.shape.micro_batch_size for part in smaller.estimate.stretches] == [1, size]
+
+
+def test_layouts_that_the_trainer_refuses_are_not_shown() -> None:
+    config, stretches = run_of("vlm_1b", "--performance.recompute_modules", "[mlp]", "--parallel.recompute", "selective")
+    found = search(config, H100, 8, stretches, VOCABULARY, keep=5)
+    assert {plan.config.parallel.recompute for plan in found.best} == {"selective"}
+    config, stretches = run_of("vlm_1b", "--performance.tp_overlap", "true", "--parallel.layer_spec", "host")
+    found = search(config, H100, 8, stretches, VOCABULARY)
+    assert (found.best, found.tried, found.nearest) == ((), 0, None)
+    assert any(line.startswith("performance.tp_overlap") for line in found.refused)
+
+
 def test_nothing_fits() -> None:
     config, stretches = run_of("vlm_7b", "--model.language.num_layers", "512", "--schedule.global_batch_size", "8")
     found = search(config, H100, 8, stretches, VOCABULARY)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+from megatron_vlm.data.indexed_writer import IndexedWriter
+from megatron_vlm.errors import ConfigError
 from megatron_vlm.study.cost import segment_costs, totals
 from megatron_vlm.study.points import study_points
 from megatron_vlm.study.segments import Graph, run_config, separately
@@ -73,13 +76,59 @@ def test_what_changes_a_key(changes: dict[str, Any], kept: set[str], tmp_path: P
         assert same == (_keys(before, kind) if kind in kept else set())
 
 
-def test_an_evaluation_is_its_questions(tmp_path: Path) -> None:
-    task = tmp_path / "task.yaml"
-    task.write_text("name: one\n")
-    changed = {"evaluate": {"tasks": [str(task)]}}
-    before = _keys(graph(tmp_path, **changed), "evaluate")
-    task.write_text("name: two\n")
-    assert not before & _keys(graph(tmp_path, **changed), "evaluate")
+def _asking(folder: Path) -> dict[str, Any]:
+    """Files of one task, with its pictures, and of a naming."""
+    (folder / "pictures").mkdir()
+    for name, text in {
+        "task.yaml": "{form: vqa, data: asked.json, annotations: told.json, pictures: pictures}",
+        "asked.json": "{}",
+        "told.json": "{}",
+        "pictures/a.png": "a",
+        "style-0.tar": "tar",
+    }.items():
+        (folder / name).write_text(text)
+    return {"tasks": [str(folder / "task.yaml")], "naming": {"style": str(folder / "style-*.tar")}}
+
+
+@pytest.mark.parametrize("file", ["task.yaml", "asked.json", "told.json", "pictures/a.png", "style-0.tar"])
+def test_an_evaluation_is_its_questions(file: str, tmp_path: Path) -> None:
+    evaluate = _asking(tmp_path)
+    before = graph(tmp_path, evaluate=evaluate)
+    assert _keys(before, "evaluate") == _keys(graph(tmp_path, evaluate=evaluate), "evaluate")
+    changed = tmp_path / file
+    changed.write_text(changed.read_text() + " ")
+    after = graph(tmp_path, evaluate=evaluate)
+    assert not _keys(before, "evaluate") & _keys(after, "evaluate")
+    assert _keys(before, "branch") == _keys(after, "branch")
+
+
+def test_an_evaluation_asks_what_comes_to_be_there(tmp_path: Path) -> None:
+    """Studies are planned before their data is there: a new tar, or questions where there were none, are other questions."""
+    evaluate = _asking(tmp_path)
+    (tmp_path / "asked.json").unlink()
+    keys = [_keys(graph(tmp_path, evaluate=evaluate), "evaluate")]
+    for name in ("asked.json", "style-1.tar", "pictures/b.png"):
+        (tmp_path / name).write_text("{}")
+        keys.append(_keys(graph(tmp_path, evaluate=evaluate), "evaluate"))
+    assert len(set().union(*keys)) == 4 * len(keys[0])
+
+
+def test_an_evaluation_is_its_held_out_documents(tmp_path: Path) -> None:
+    held = tmp_path / "held"
+    base = {**STUDY["base"], "data": {**STUDY["base"]["data"], "validation": {"held": str(held)}}}
+    keys = [_keys(graph(tmp_path, base=base), "evaluate")]
+    for tokens in ([1, 2], [1, 2, 3]):
+        with IndexedWriter(held, np.uint16) as writer:
+            writer.add_text(tokens)
+            writer.end_document()
+            writer.finalize({"tool_version": "0", "kind": "text"})
+        keys.append(_keys(graph(tmp_path, base=base), "evaluate"))
+    assert len(set().union(*keys)) == 3 * len(keys[0])
+
+
+def test_tasks_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read"):
+        graph(tmp_path, evaluate={"tasks": [str(tmp_path / "nowhere.yaml")]})
 
 
 def test_what_the_trainer_is_given(tmp_path: Path) -> None:

@@ -20,9 +20,27 @@ def test_known_axes_and_maps(tmp_path: Path) -> None:
     assert values["encoder"] == {"frozen": {"images.freeze": ["vision"]}, "trained": {}}
 
 
-@pytest.mark.parametrize(("value", "name"), [(1.0, "1"), (0.2, "0.2"), ("a", "a"), (True, "True"), (1e-5, "1e-05")])
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (1.0, "1"),
+        (0.2, "0.2"),
+        ("a", "a"),
+        (True, "True"),
+        (1e-5, "1e-05"),
+        (20240101, "20240101"),
+        (20240101.0, "20240101"),
+        (0.12345678, "0.12345678"),
+    ],
+)
 def test_names_of_values(value: Any, name: str) -> None:
     assert name_of(value) == name
+
+
+def test_seeds_of_many_digits_are_runs_of_their_own(tmp_path: Path) -> None:
+    seeds = [20240101, 20240102]
+    changed = study(tmp_path, axes={"seed": seeds}, grids={"when": {"seed": "all"}})
+    assert [point.config.schedule.seed for point in study_points(changed)] == seeds
 
 
 @pytest.mark.parametrize(
@@ -31,6 +49,8 @@ def test_names_of_values(value: Any, name: str) -> None:
         ({"axis": {}}, "axis: unknown key; did you mean 'axes'"),
         ({"axes": {"introductoin": [0]}}, "a list of values needs an axis that is known"),
         ({"axes": {"introduction": []}}, "axes.introduction: has no values"),
+        ({"axes": {"seed": [1, 2, 1.0]}, "grids": {}}, "axes.seed: 1 and 1.0 are both named 1; give each value once"),
+        ({"axes": {"x": {"1": {}, 1: {}}}, "grids": {}}, "axes.x: '1' and 1 are both named 1"),
         ({"axes": {"introduction": 3}}, "expected a list of values or a map"),
         ({"axes": {"x": {"a": {"image.freeze": []}}}, "grids": {}}, "did you mean 'images'"),
         ({"grids": {"g": {"sed": "all"}}}, "no such axis; did you mean 'seed'"),
@@ -55,6 +75,11 @@ def test_refused_with_the_key_and_the_remedy(changes: dict[str, Any], words: str
         ({"exclude": [{"seed": [1, 2]}]}, "no point is left"),
         ({"axes": {"introduction": [1.5]}, "grids": {}}, "1.5 is no share of the text trunk"),
         ({"axes": {"visual_share": [1.5]}, "grids": {}}, "visual_share 1.5 cannot be run"),
+        (
+            {"length": {"text_steps": 100, "image_steps": 0}, "axes": {"introduction": [0]}, "grids": {}},
+            "introduction 0: length.image_steps: 0 after introduction 0 leaves no run",
+        ),
+        ({"length": {"text_steps": 100, "image_steps": -3}}, "it would end at step 77, and images enter at step 80"),
     ],
 )
 def test_points_that_cannot_be_are_named(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
