@@ -26,7 +26,7 @@ def build_encoder(
         language: what `language_options` said; None: asked for here.
     """
     model, parallel = config.model, config.parallel
-    spec = choose_layer_spec(parallel.layer_spec, device_type)
+    spec = choose_layer_spec(config, device_type)
     options = vision_options(config, language or language_options(config, spec, device_type))
     group, native = model.projector.pixel_shuffle, config.data.pictures.resize == "native"
     second = None

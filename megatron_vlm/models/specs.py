@@ -22,6 +22,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megatron_vlm.config.model import LanguageConfig, VisionConfig
+from megatron_vlm.config.run import RunConfig
 from megatron_vlm.errors import UserError
 from megatron_vlm.models.checkpoint_names import FUSED_NORMS
 from megatron_vlm.models.full_width_norm import FullWidthNorm
@@ -44,8 +45,14 @@ _HOST_NORMS: dict[str, Any] = {
 }
 
 
-def choose_layer_spec(wanted: str, device_type: str) -> str:
-    """`auto` -> transformer_engine on CUDA where it imports, else host. Raises UserError for one that cannot run."""
+def choose_layer_spec(config: RunConfig, device_type: str) -> str:
+    """`auto` -> transformer_engine on CUDA where it imports, else host. Low-rank updates stand beside megatron-core's own
+    layers, and Transformer Engine's are fused with their norms: with them `auto` is host.
+
+    Raises:
+        UserError: `parallel.layer_spec` names one that cannot run here.
+    """
+    wanted = config.parallel.layer_spec
     try:
         import transformer_engine.pytorch  # noqa: F401
 
@@ -56,7 +63,7 @@ def choose_layer_spec(wanted: str, device_type: str) -> str:
         reason = "this run is on CPU ranks" if device_type == "cpu" else "transformer_engine does not import here"
         raise UserError(f"parallel.layer_spec is transformer_engine, and {reason}; set it to host or auto")
     if wanted == "auto":
-        return "transformer_engine" if device_type == "cuda" and present else "host"
+        return "transformer_engine" if device_type == "cuda" and present and not config.model.lora.rank else "host"
     return wanted
 
 

@@ -47,7 +47,7 @@ class VisionLanguageModel(PictureEncoding):
         vp_stage: int | None = None,
     ) -> None:
         model, parallel = config.model, config.parallel
-        spec = choose_layer_spec(parallel.layer_spec, device_type)
+        spec = choose_layer_spec(config, device_type)
         options = language_options(config, spec, device_type)
         transformer = language_config(model, parallel, device_type, options)
         super().__init__(config=transformer)

@@ -36,7 +36,7 @@ def run_choices(engine: Engine) -> list[Finding]:
 
 
 def _layers(config: RunConfig, core: TransformerConfig, device: str) -> Finding:
-    spec = choose_layer_spec(config.parallel.layer_spec, device)
+    spec = choose_layer_spec(config, device)
     attention = f"attention {core.attention_backend.name}" if spec == "transformer_engine" else "PyTorch's attention"
     return Finding("layers", f"parallel.layer_spec {config.parallel.layer_spec}", f"{spec}, {attention}")
 

@@ -65,7 +65,7 @@ def score_documents(
     """
     result = torch.zeros(len(documents), 3 if greedy else 2, dtype=torch.float64)
     parallel, host = engine.config.parallel, topology.device.type == "cpu"
-    by_places = host and choose_layer_spec(parallel.layer_spec, topology.device.type) == "host"
+    by_places = host and choose_layer_spec(engine.config, topology.device.type) == "host"
     found = families(documents, shape.sequence_length, tokens.image_token_id, share and by_places)
     rows = lay_rows(found, shape.sequence_length) if found else []
     # packs that are laid end to end are one micro-batch: short ones alone are mostly overhead. All have as many

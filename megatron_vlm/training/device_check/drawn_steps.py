@@ -115,7 +115,7 @@ def drawn_steps(config: RunConfig, steps: int, learning_rate: float = 2e-3, toke
             tuple(result.grad_norm for result in results),
             tuple(seconds),
             torch.cuda.max_memory_allocated(place.device) if on_gpu else 0,
-            choose_layer_spec(config.parallel.layer_spec, place.device.type),
+            choose_layer_spec(config, place.device.type),
             engine.graphs.captures,
         )
     finally:
