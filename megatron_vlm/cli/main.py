@@ -80,10 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"megatron-vlm {args.verb}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the output goes to something like head, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain again at its end
+        return 141
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # the output goes to something like head, which has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain again at its end
-            return 141
         said = _said(error)
         if said is None:
             raise
