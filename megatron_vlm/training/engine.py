@@ -25,8 +25,8 @@ from megatron_vlm.parallel.topology import Topology
 from megatron_vlm.training.data_parallel import DataParallel
 from megatron_vlm.training.encoding import StepEncoding
 from megatron_vlm.training.layer_graphs import LayerGraphs
-from megatron_vlm.training.optimizer import Optimizer, read_state, trained_labels, write_state
-from megatron_vlm.training.parameter_groups import frozen_in, global_name, held_at_zero, updated_beside
+from megatron_vlm.training.optimizer import Optimizer, read_state, write_state
+from megatron_vlm.training.parameter_groups import global_name, is_trained
 from megatron_vlm.training.updates import UpdateCount
 from megatron_vlm.training.user_buffers import start_user_buffers
 
@@ -96,8 +96,6 @@ class Engine:
         self.optimizer: Optimizer
         self.stage = -1
         self.updates = UpdateCount()
-        #: global name of each parameter that this rank trains -> its group
-        self._labels: dict[str, str] = {}
         #: fp64 scalar that the coming step's gradients are divided by, summed over data-parallel ranks; the last pipeline
         #: stage's counts. None: the number of labels, as megatron-core counts them
         self.label_total: Tensor | None = None
@@ -114,15 +112,13 @@ class Engine:
         if same:
             return False
         carried = read_state(self.optimizer, self.ddp) if self.ddp else {}
-        ages = {name: self.updates.age(label) for name, label in self._labels.items()}
+        labels = self.optimizer.labels if self.ddp else {}
+        ages = {name: self.updates.age(label) for name, label in labels.items()}
         self._release()
         for chunk in self.chunks:
             for local, parameter in chunk.named_parameters():
-                name = global_name(local, parameter)
-                held = held_at_zero(name, self.config) or updated_beside(name, self.config)
-                parameter.requires_grad_(not frozen_in(name, freeze) and not held)
+                parameter.requires_grad_(is_trained(global_name(local, parameter), freeze, self.config))
         self._wrap()
-        self._labels = trained_labels(self.config, self.chunks)
         self.updates.ages = self._ages(ages)
         # what is new begins with moments of zero, so that a checkpoint can be written before its first update
         write_state(self.optimizer, self.ddp, carried)
@@ -133,7 +129,7 @@ class Engine:
         """Of the groups of all ranks, from the ages that parameters had `before`. The oldest counts, where a curriculum that
         was changed puts parameters of different ages into one group."""
         mine: dict[str, int] = {}
-        for name, label in self._labels.items():
+        for name, label in self.optimizer.labels.items():
             mine[label] = max(mine.get(label, 0), before.get(name, 0))
         of_all: list[dict[str, int]] = [{} for _ in range(self.topology.world_size)]
         dist.all_gather_object(of_all, mine)

@@ -12,7 +12,7 @@ from megatron_vlm.config.curriculum_checks import stage_path
 from megatron_vlm.config.freeze_checks import nothing_trained
 from megatron_vlm.config.run import RunConfig
 from megatron_vlm.data.documents import DocumentSource
-from megatron_vlm.training.parameter_groups import frozen_in, global_name, held_at_zero, module_of, updated_beside
+from megatron_vlm.training.parameter_groups import frozen_in, global_name, is_trained, module_of
 
 
 def check_freezing(
@@ -50,9 +50,7 @@ def _facts(config: RunConfig, freeze: Sequence[str], names: Sequence[str]) -> li
     """Of a stage on this rank: for each entry whether it freezes something, then whether anything of the language model is
     trained, and anything of encoder and projector."""
     matched = [any(frozen_in(name, [entry]) for name in names) for entry in freeze]
-    trained = [
-        name for name in names if not (frozen_in(name, freeze) or held_at_zero(name, config) or updated_beside(name, config))
-    ]
+    trained = [name for name in names if is_trained(name, freeze, config)]
     language = [module_of(name) == "language" for name in trained]
     return [*matched, any(language), not all(language)]
 

@@ -33,7 +33,10 @@ class Optimizer:
 
     def __init__(self, config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> None:
         self.config = config
-        self.core: MegatronOptimizer = _build(config, chunks)
+        names = (global_name(name, p) for chunk in chunks for name, p in chunk.named_parameters() if p.requires_grad)
+        #: global name of each parameter that this rank trains -> label of its group
+        self.labels = {name: group_label(name, config) for name in names}
+        self.core: MegatronOptimizer = _build(config, chunks, set(self.labels.values()))
         self._own_keys = [{k: group[k] for k in ("label", "wd_mult", "lr_mult")} for group in self.groups]
 
     @property
@@ -122,7 +125,7 @@ class Optimizer:
             group.update(own)
 
 
-def _build(config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> MegatronOptimizer:
+def _build(config: RunConfig, chunks: Sequence[DistributedDataParallel], labels: set[str]) -> MegatronOptimizer:
     adam, parallel, schedule = config.optimizer, config.parallel, config.schedule
     dtype = next(iter(chunks[0].parameters())).dtype
     core = CoreOptimizerConfig(
@@ -142,16 +145,10 @@ def _build(config: RunConfig, chunks: Sequence[DistributedDataParallel]) -> Mega
     overrides: dict[ParamKey, Any] = {
         ParamKey(with_name_predicate=ParamWithNamePredicate(name="no_decay", fn=no_weight_decay)): {"wd_mult": 0.0}
     }
-    for label in sorted(set(trained_labels(config, chunks).values())):
+    for label in sorted(labels):
         key = ParamKey(with_name_predicate=ParamWithNamePredicate(name=label, fn=labelled(config, label)))
         overrides[key] = {"label": label, "lr_mult": adam.lr_mult.get(label.split(":")[0], 1.0)}
     return get_megatron_optimizer(core, list(chunks), config_overrides=overrides)
-
-
-def trained_labels(config: RunConfig, chunks: Sequence[torch.nn.Module]) -> dict[str, str]:
-    """Global name of each parameter that this rank trains -> label of its group."""
-    names = (global_name(name, p) for chunk in chunks for name, p in chunk.named_parameters() if p.requires_grad)
-    return {name: group_label(name, config) for name in names}
 
 
 ParameterState = dict[str, dict[str, torch.Tensor]]

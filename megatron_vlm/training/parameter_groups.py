@@ -47,6 +47,11 @@ def held_at_zero(name: str, config: RunConfig) -> bool:
     return checkpoint_names.held_at_zero(plain_name(name), config.model.language)
 
 
+def is_trained(name: str, freeze: Sequence[str], config: RunConfig) -> bool:
+    """Whether a stage with this `freeze` list trains the parameter of this `global_name`."""
+    return not (frozen_in(name, freeze) or held_at_zero(name, config) or updated_beside(name, config))
+
+
 def training_pattern(name: str, config: RunConfig) -> str:
     """A digit a stage: 1 where the parameter is trained, 0 where it is frozen."""
     if updated_beside(name, config):
